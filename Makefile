@@ -1,0 +1,56 @@
+# fusenotify: everything that a checkout needs. `make` alone lists the targets.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench soak clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo '  ARGS="…" is handed on by demo, test, bench and soak; PYTHON=… chooses the interpreter.'
+
+setup: $(STAMP) ## install what is missing: Debian packages, .venv, Python packages
+
+demo: $(STAMP) /dev/fuse ## mount a tree and show remote changes arriving (as root, by sudo)
+	$(SUDO) $(PY) examples/demo.py $(ARGS)
+
+test: $(STAMP) /dev/fuse ## run the tests on real mounts (as root, by sudo)
+	$(SUDO) $(PY) -m pytest $(ARGS)
+
+check: $(STAMP) ## formatting, lint, types, layers
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(STAMP) ## format the code and fix what can be fixed by itself
+	$(VENV)/bin/ruff check --fix-only
+	$(VENV)/bin/ruff format
+
+bench: $(STAMP) /dev/fuse ## measure latency and throughput (as root, by sudo)
+	$(SUDO) $(PY) bench/bench.py $(ARGS)
+
+soak: $(STAMP) /dev/fuse ## hammer a mount from both sides for long (as root, by sudo)
+	$(SUDO) $(PY) bench/soak.py $(ARGS)
+
+clean: ## remove .venv, caches and build results
+	@set -- $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist; \
+	caches=$$(find . -name .git -prune -o -name __pycache__ -prune -print); \
+	rm -rf "$$@" $$caches 2>/dev/null || $(SUDO) rm -rf "$$@" $$caches
+
+# The stamp is newer than what decides on the installation.
+$(STAMP): pyproject.toml scripts/setup.sh
+	./scripts/setup.sh
+	@touch $@
+
+# Made only where it is missing.
+/dev/fuse:
+	./scripts/setup.sh device

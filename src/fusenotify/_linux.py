@@ -1,0 +1,176 @@
+"""The Linux system calls that Python's standard library does not offer, through ctypes.
+
+This is the only module that knows C layouts and system call numbers. Every function raises `OSError` with the kernel's
+errno, as the functions of `os` do.
+"""
+
+import ctypes
+import os
+import platform
+import struct
+from typing import Final, NamedTuple
+
+AT_FDCWD: Final = -100
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+AT_EMPTY_PATH: Final = 0x1000
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+UTIME_OMIT: Final = (1 << 30) - 2
+MAX_HANDLE_SZ: Final = 128
+
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_SYNCHRONOUS: Final = 16
+MS_DIRSYNC: Final = 128
+MS_NOATIME: Final = 1024
+MS_NODIRATIME: Final = 2048
+MS_POSIXACL: Final = 1 << 16
+MS_RELATIME: Final = 1 << 21
+MS_STRICTATIME: Final = 1 << 24
+MNT_DETACH: Final = 2
+
+# The C library's setgroups() changes every thread of the process (POSIX); only the bare system call is per thread.
+_SYS_SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}.get(platform.machine(), 159)
+_STATX_BASIC: Final = 0x7FF
+_STATX_BTIME: Final = 0x800
+_SYS_OPENAT2: Final = 437  # the same number on every architecture
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _FileHandle(ctypes.Structure):
+    _fields_ = (
+        ("handle_bytes", ctypes.c_uint),
+        ("handle_type", ctypes.c_int),
+        ("f_handle", ctypes.c_ubyte * MAX_HANDLE_SZ),
+    )
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+_libc.name_to_handle_at.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.POINTER(_FileHandle),
+    ctypes.POINTER(ctypes.c_int),
+    ctypes.c_int,
+)
+_libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.POINTER(_FileHandle), ctypes.c_int)
+_libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_Timespec), ctypes.c_int)
+_libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.setfsuid.argtypes = (ctypes.c_uint,)
+_libc.setfsgid.argtypes = (ctypes.c_uint,)
+
+
+def _raise_errno(path: bytes | None = None) -> None:
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number), path)
+
+
+def name_to_handle_at(dir_fd: int, name: bytes, flags: int = 0) -> tuple[int, bytes]:
+    """Return (handle type, handle bytes) of a name below `dir_fd`, or of `dir_fd` itself with AT_EMPTY_PATH."""
+    handle = _FileHandle(handle_bytes=MAX_HANDLE_SZ)
+    mount_id = ctypes.c_int()
+    if _libc.name_to_handle_at(dir_fd, name, ctypes.byref(handle), ctypes.byref(mount_id), flags) != 0:
+        _raise_errno(name)
+    return handle.handle_type, ctypes.string_at(handle.f_handle, handle.handle_bytes)
+
+
+def open_by_handle_at(mount_fd: int, handle_type: int, handle_bytes: bytes, flags: int) -> int:
+    """Open the object that a handle names on the filesystem of `mount_fd`; needs CAP_DAC_READ_SEARCH.
+
+    Raises:
+        OSError: ESTALE when the object is gone, EPERM without the capability.
+    """
+    handle = _FileHandle(len(handle_bytes), handle_type)
+    ctypes.memmove(handle.f_handle, handle_bytes, len(handle_bytes))
+    fd: int = _libc.open_by_handle_at(mount_fd, ctypes.byref(handle), flags | os.O_CLOEXEC)
+    if fd < 0:
+        _raise_errno()
+    return fd
+
+
+def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
+    """Open a path below `dir_fd` under the RESOLVE_* rules of openat2(2)."""
+    how = struct.pack("QQQ", flags | os.O_CLOEXEC, 0, resolve)
+    fd: int = _libc.syscall(_SYS_OPENAT2, dir_fd, path, how, ctypes.c_size_t(len(how)))
+    if fd < 0:
+        _raise_errno(path)
+    return fd
+
+
+class Times(NamedTuple):
+    """When an object was born (0 where the filesystem does not say) and last changed, nanoseconds since the epoch."""
+
+    born: int
+    changed: int
+
+
+def statx_times(fd: int) -> Times:
+    """Return the birth and change times of an object by statx(2)."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.statx(fd, b"", AT_EMPTY_PATH, _STATX_BTIME | _STATX_BASIC, buffer) != 0:
+        _raise_errno()
+    born = struct.unpack_from("=qI", buffer, 0x50)
+    changed = struct.unpack_from("=qI", buffer, 0x60)
+    return Times(born[0] * 1_000_000_000 + born[1], changed[0] * 1_000_000_000 + changed[1])
+
+
+def utimensat(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """Set the given times in nanoseconds since the epoch and leave those that are None alone.
+
+    The distinction reaches inotify: both times raise IN_ATTRIB, the modification time alone IN_MODIFY.
+    """
+    times = (_Timespec * 2)(_timespec(atime_ns), _timespec(mtime_ns))
+    if _libc.utimensat(AT_FDCWD, path, times, 0) != 0:
+        _raise_errno(path)
+
+
+def _timespec(time_ns: int | None) -> _Timespec:
+    if time_ns is None:
+        return _Timespec(0, UTIME_OMIT)
+    return _Timespec(*divmod(time_ns, 1_000_000_000))
+
+
+def renameat2(old_dir_fd: int, old_name: bytes, new_dir_fd: int, new_name: bytes, flags: int) -> None:
+    """Rename with RENAME_NOREPLACE or RENAME_EXCHANGE."""
+    if _libc.renameat2(old_dir_fd, old_name, new_dir_fd, new_name, flags) != 0:
+        _raise_errno(old_name)
+
+
+def mount(source: bytes, target: bytes, fs_type: bytes, flags: int, data: bytes) -> None:
+    """Call mount(2)."""
+    if _libc.mount(source, target, fs_type, flags, data) != 0:
+        _raise_errno(target)
+
+
+def umount2(target: bytes, flags: int) -> None:
+    """Call umount2(2)."""
+    if _libc.umount2(target, flags) != 0:
+        _raise_errno(target)
+
+
+def set_thread_credentials(uid: int, gid: int, groups: list[int]) -> None:
+    """Make the calling thread, and no other, act on files as this user.
+
+    Group changes come first going down and would need the capability going up: call with the daemon's own identity
+    (uid 0) to return. setfsuid(2) reports no errors; a root daemon cannot fail.
+    """
+    array = (ctypes.c_uint * len(groups))(*groups)
+    if uid == 0:
+        _libc.setfsuid(0)
+    if _libc.syscall(_SYS_SETGROUPS, ctypes.c_size_t(len(groups)), array) != 0:
+        _raise_errno()
+    _libc.setfsgid(gid)
+    if uid != 0:
+        _libc.setfsuid(uid)

@@ -1,0 +1,288 @@
+"""Every system call on the backing tree.
+
+Nothing here takes a path from outside: objects are reached by descriptor, by (directory descriptor, one name), by file
+handle, or by a path that the kernel keeps beneath the root (openat2 with RESOLVE_BENEATH, no symbolic links).
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+from fusenotify import _linux
+from fusenotify.identity import FileHandle, Identity, InodeKey, InodeNumber
+
+_BENEATH: Final = _linux.RESOLVE_BENEATH | _linux.RESOLVE_NO_SYMLINKS | _linux.RESOLVE_NO_MAGICLINKS
+# What name_to_handle_at(2) answers where a filesystem has no handles, and open_by_handle_at(2) without the capability.
+_NO_HANDLES: Final = frozenset({errno.EOPNOTSUPP, errno.EOVERFLOW, errno.ENOSYS, errno.EPERM})
+
+
+class Reference(Protocol):
+    """How an object of the backing tree is reached again."""
+
+    def acquire(self, flags: int) -> int:
+        """Return a descriptor of the object, to be given to `release` (OSError: ESTALE when the object is gone)."""
+
+    def release(self, fd: int) -> None:
+        """Give back what `acquire` returned."""
+
+    def close(self) -> None:
+        """Let go of whatever the reference holds."""
+
+
+class HandleReference:
+    """Reaches an object by its file handle; costs no descriptor while idle."""
+
+    __slots__ = ("_handle", "_mount_fd")
+
+    def __init__(self, mount_fd: int, handle: FileHandle) -> None:
+        self._mount_fd = mount_fd
+        self._handle = handle
+
+    def acquire(self, flags: int) -> int:
+        """Open the object (flags as for open(2))."""
+        return _linux.open_by_handle_at(self._mount_fd, self._handle.handle_type, self._handle.handle_bytes, flags)
+
+    def release(self, fd: int) -> None:
+        """Close the descriptor."""
+        os.close(fd)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class DescriptorReference:
+    """Keeps an O_PATH descriptor, where handles cannot be had or opened."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def acquire(self, flags: int) -> int:
+        """Return the descriptor itself for O_PATH, else open the object anew through it."""
+        if flags & os.O_PATH:
+            return self._fd
+        return os.open(proc_path(self._fd), flags & ~os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def release(self, fd: int) -> None:
+        """Close what was opened anew."""
+        if fd != self._fd:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._fd)
+
+
+class Found:
+    """An object as a lookup found it.
+
+    Attributes:
+        identity: what it is.
+        stat: its attributes at that moment.
+        key: device and inode number.
+    """
+
+    __slots__ = ("_backing", "_fd", "identity", "key", "stat")
+
+    def __init__(self, backing: "Backing", fd: int, identity: Identity, stat: os.stat_result) -> None:
+        self._backing = backing
+        self._fd = fd
+        self.identity = identity
+        self.stat = stat
+        self.key = InodeKey(stat.st_dev, stat.st_ino)
+
+    @property
+    def fd(self) -> int:
+        """The O_PATH descriptor, valid until `keep` or `close`."""
+        return self._fd
+
+    def keep(self) -> Reference:
+        """Return a reference to the object; nothing else may be done with this afterwards but `close`."""
+        if self._backing.opens_handles and isinstance(self.identity, FileHandle):
+            return HandleReference(self._backing.mount_fd(self.key.device, self._fd), self.identity)
+        fd, self._fd = self._fd, -1
+        return DescriptorReference(fd)
+
+    def close(self) -> None:
+        """Close the descriptor, unless a reference keeps it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Backing:
+    """The exported directory.
+
+    Attributes:
+        root_fd: O_RDONLY descriptor of the root.
+        root_key: its device and inode number.
+        opens_handles: whether file handles can be had and opened here.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.root_fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stat = os.fstat(self.root_fd)
+        self.root_key = InodeKey(stat.st_dev, stat.st_ino)
+        self._mount_fds: dict[int, int] = {stat.st_dev: self.root_fd}
+        self._fsids: dict[int, int] = {stat.st_dev: os.fstatvfs(self.root_fd).f_fsid}
+        self.opens_handles = self._try_handles()
+
+    def close(self) -> None:
+        """Close every descriptor held here."""
+        for fd in self._mount_fds.values():
+            os.close(fd)
+
+    def _try_handles(self) -> bool:
+        try:
+            handle_type, handle_bytes = _linux.name_to_handle_at(self.root_fd, b"", _linux.AT_EMPTY_PATH)
+            os.close(_linux.open_by_handle_at(self.root_fd, handle_type, handle_bytes, os.O_PATH))
+        except OSError as error:
+            if error.errno in _NO_HANDLES:
+                return False
+            raise
+        return True
+
+    def mount_fd(self, device: int, object_fd: int) -> int:
+        """Return a descriptor on the filesystem `device`, of which `object_fd` is an object (O_PATH will not do)."""
+        fd = self._mount_fds.get(device)
+        if fd is None:
+            fd = os.open(proc_path(object_fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._mount_fds[device] = fd
+        return fd
+
+    def find(self, directory_fd: int, name: bytes) -> Found:
+        """Look up one name without following a symbolic link.
+
+        Raises:
+            OSError: as from open(2).
+        """
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+        try:
+            return self._found(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def find_open(self, fd: int) -> Found:
+        """Look up the object of an open descriptor, which stays the caller's."""
+        return self._found(os.open(proc_path(fd), os.O_PATH | os.O_CLOEXEC))
+
+    def find_root(self) -> Found:
+        """Look up the root itself."""
+        return self._found(os.dup(self.root_fd))
+
+    def _found(self, fd: int) -> Found:
+        stat = os.fstat(fd)
+        return Found(self, fd, self._identity(fd, stat), stat)
+
+    def _identity(self, fd: int, stat: os.stat_result) -> Identity:
+        if self.opens_handles:
+            try:
+                return FileHandle(self._fsid(fd, stat.st_dev), *_linux.name_to_handle_at(fd, b"", _linux.AT_EMPTY_PATH))
+            except OSError as error:
+                if error.errno not in _NO_HANDLES:
+                    raise
+        return InodeNumber(stat.st_dev, stat.st_ino)
+
+    def _fsid(self, fd: int, device: int) -> int:
+        fsid = self._fsids.get(device)
+        if fsid is None:
+            fsid = self._fsids[device] = os.fstatvfs(fd).f_fsid
+        return fsid
+
+    def open_beneath(self, path: bytes, flags: int) -> int:
+        """Open a path below the root, which no symbolic link and no `..` can lead out of.
+
+        Raises:
+            OSError: ELOOP or EXDEV for a path that tries, else as from open(2).
+        """
+        base = self.root_fd
+        parts = path.split(b"/")
+        try:
+            # The kernel takes at most PATH_MAX bytes at a time; a tree may be deeper.
+            while len(path) > 4000 and len(parts) > 8:
+                step = _linux.openat2(base, b"/".join(parts[:8]), os.O_PATH | os.O_DIRECTORY, _BENEATH)
+                parts, path = parts[8:], b"/".join(parts[8:])
+                if base != self.root_fd:
+                    os.close(base)
+                base = step
+            return _linux.openat2(base, path, flags, _BENEATH)
+        finally:
+            if base != self.root_fd:
+                os.close(base)
+
+    def stat_beneath(self, path: bytes) -> os.stat_result | None:
+        """Return the attributes of what is at a path below the root, None where there is nothing."""
+        try:
+            fd = self.open_beneath(path, os.O_PATH | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def walk_beneath(self, path: bytes) -> Iterator[tuple[bytes, bool]]:
+        """Yield (path, is it a directory) of everything below a directory, each directory before what is in it."""
+        stack = [path]
+        while stack:
+            directory = stack.pop()
+            try:
+                fd = self.open_beneath(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+            except OSError:
+                continue  # gone, or not ours to read
+            try:
+                with os.scandir(fd) as listing:
+                    entries = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in listing]
+            finally:
+                os.close(fd)
+            for name, is_dir in entries:
+                yield directory + b"/" + name, is_dir
+                if is_dir:
+                    stack.append(directory + b"/" + name)
+
+    def times_beneath(self, path: bytes) -> _linux.Times | None:
+        """Return when what is at a path below the root was born and last changed, None where there is nothing."""
+        try:
+            fd = self.open_beneath(path, os.O_PATH | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            return _linux.statx_times(fd)
+        finally:
+            os.close(fd)
+
+
+def proc_path(fd: int) -> str:
+    """Return the path that leads to the very object of a descriptor, whatever it is called by now."""
+    return f"/proc/self/fd/{fd}"
+
+
+@contextlib.contextmanager
+def acting_as(uid: int, gid: int, groups: list[int]) -> Iterator[None]:
+    """Make the system calls of the block with a caller's identity. There must be no `await` inside."""
+    own_groups = os.getgroups()
+    _linux.set_thread_credentials(uid, gid, groups)
+    try:
+        yield
+    finally:
+        _linux.set_thread_credentials(0, os.getegid(), own_groups)
+
+
+def check_readable(backing: Backing, path: bytes, uid: int, gid: int, groups: tuple[int, ...]) -> None:
+    """Check that a user may read a directory, every component of its path resolved with the rights of that user.
+
+    A daemon without root's rights has the rights of its own user only, and they are what the kernel checks.
+
+    Raises:
+        OSError: EACCES, or the directory is gone.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK
+    if uid == 0 or os.geteuid() != 0:
+        os.close(backing.open_beneath(path, flags))
+        return
+    with acting_as(uid, gid, list(groups)):
+        os.close(backing.open_beneath(path, flags))

@@ -1,0 +1,89 @@
+"""The grammar of the command line."""
+
+import argparse
+import importlib
+from collections.abc import Callable
+from importlib.metadata import version
+
+_EXIT_CODES = """\
+exit codes:
+  0 ok   1 internal error   2 usage   3 `watch --timeout` passed with too few events
+  4 environment (no /dev/fuse, limits, busy, not a mount)   5 daemon unreachable or gone
+"""
+
+
+def _command(module: str) -> Callable[[argparse.Namespace], int]:
+    """Return a function that loads a command when it is run: `watch` has no use for what `mount` needs."""
+
+    def run(options: argparse.Namespace) -> int:
+        code: int = importlib.import_module(f"fusenotify.cli.{module}").run(options)
+        return code
+
+    return run
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; `options.run(options)` carries out what was asked for."""
+    parser = argparse.ArgumentParser(
+        prog="fusenotify",
+        description="Mount a directory; every change behind the mount is heard in front of it.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fusenotify {version('fusenotify')}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, help_: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.", parents=[common])
+        command.set_defaults(run=_command(name))
+        return command
+
+    _add_mount(add("mount", "mount SOURCE at MOUNTPOINT and hear what changes behind it"))
+    _add_umount(add("umount", "unmount, and wait until the daemon has gone"))
+    _add_watch(add("watch", "print changes as they happen"))
+    _add_status(add("status", "tell how the daemons of this machine, or the one behind TARGET, are"))
+    add("doctor", "check this machine and say what to do")
+    return parser
+
+
+def _add_mount(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", metavar="SOURCE", help="the directory to export (the backing tree)")
+    command.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory outside of it")
+    command.add_argument(
+        "-o", dest="options", action="append", default=[], metavar="opt,opt",
+        help="mount options: ro, allow_other, watch_other, allow_non_empty, nosuid, nodev, noexec, fsname=NAME, …",
+    )  # fmt: skip
+    command.add_argument("--daemon", action="store_true", help="go to the background once every watch is in force")
+    command.add_argument("--state-dir", metavar="DIR", help="where the daemon keeps what must outlive it")
+    command.add_argument(
+        "--watcher", choices=("auto", "inotify"), default="auto", help="what hears the backing tree (default: auto)"
+    )
+    command.add_argument(
+        "--listen", action="append", default=[], metavar="unix:PATH", help="also serve clients on a socket; repeatable"
+    )
+
+
+def _add_umount(command: argparse.ArgumentParser) -> None:
+    command.add_argument("mountpoint", metavar="MOUNTPOINT")
+    command.add_argument("--lazy", action="store_true", help="detach at once, even if it is busy or its daemon is dead")
+
+
+def _add_watch(command: argparse.ArgumentParser) -> None:
+    command.add_argument("targets", nargs="+", metavar="TARGET", help="a directory on a mount, or unix:PATH")
+    command.add_argument("--json", action="store_true", help="one JSON object per line (docs/json.md)")
+    command.add_argument(
+        "--kinds", metavar="KIND,…", help="only these, such as create,rename,delete (default: default)"
+    )
+    command.add_argument("--origin", choices=("any", "local", "remote"), default="any", help="only changes made there")
+    command.add_argument("--no-recursive", action="store_true", help="only the entries of TARGET itself")
+    command.add_argument("--limit", type=int, metavar="N", help="events that may wait unread (default: 131072)")
+    command.add_argument("--uid", type=int, action="append", metavar="N", help="only what this user does, where known")
+    command.add_argument("--events", type=int, metavar="N", help="end with 0 after N events")
+    command.add_argument("--timeout", type=float, metavar="SECONDS", help="end that long after the watch is in force")
+
+
+def _add_status(command: argparse.ArgumentParser) -> None:
+    command.add_argument("target", nargs="?", metavar="TARGET", help="a path on a mount, or unix:PATH")
+    command.add_argument("--json", action="store_true", help="print JSON")

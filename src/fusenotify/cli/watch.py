@@ -1,0 +1,151 @@
+"""`fusenotify watch`."""
+
+import argparse
+import os
+import select
+import sys
+from json.encoder import encode_basestring_ascii as quote
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from fusenotify.client import Group, Mark, open_group
+from fusenotify.errors import UsageError
+from fusenotify.events import Event, Kind, Origin, Scope, kind_name, parse_kinds
+
+_TIMED_OUT = 3
+_NOT_BLOCKING = 4096  # bytes that a pipe takes at once when poll(2) says that it is writable (PIPE_BUF)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print events until enough have come, the time is over, or the daemon has gone."""
+    return anyio.run(_watch, options)
+
+
+async def _watch(options: argparse.Namespace) -> int:
+    kinds = _kinds(options.kinds)
+    scope = Scope.DIR if options.no_recursive else Scope.SUBTREE
+    async with open_group(limit=options.limit) as group:
+        marks = [
+            await group.mark(target, scope=scope, kinds=kinds, origin=Origin(options.origin), uids=options.uid)
+            for target in options.targets
+        ]
+        print(_ready_line(marks, as_json=options.json), file=sys.stdout if options.json else sys.stderr, flush=True)
+        batches, received = anyio.create_memory_object_stream[list[Event]](float("inf"))
+        collector = _Collector(group, batches, options.events)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_print, received, options.json, marks)
+                with batches, anyio.move_on_after(options.timeout):
+                    await collector.run()
+        except BaseExceptionGroup as errors:
+            # Both tasks end by themselves; what ends them is one error.
+            raise errors.exceptions[0] from None
+        return 0 if collector.collected >= (options.events or 1) else _TIMED_OUT
+
+
+class _Collector:
+    """Reads events as fast as they come, however slowly they can be printed.
+
+    A reader of our output that pauses is this process's business and its memory, not a reason to lose events.
+    """
+
+    def __init__(self, group: Group, batches: MemoryObjectSendStream[list[Event]], count: int | None) -> None:
+        self.collected = 0
+        self._group = group
+        self._batches = batches
+        self._count = count
+
+    async def run(self) -> None:
+        """Return once there are as many events as were asked for."""
+        while self._count is None or self.collected < self._count:
+            events = await self._group.batch()
+            if self._count is not None:
+                events = events[: self._count - self.collected]
+            self.collected += len(events)
+            self._batches.send_nowait(events)
+
+
+def _kinds(text: str | None) -> Kind:
+    if text is None:
+        return Kind.DEFAULT
+    try:
+        return parse_kinds(text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--kinds: {error}") from error
+
+
+async def _print(batches: MemoryObjectReceiveStream[list[Event]], as_json: bool, marks: list[Mark]) -> None:
+    # An overflow or an unmount concerns the whole group; with a single target that is the target.
+    target = marks[0].target if len(marks) == 1 else None
+    line = _json_line if as_json else _text_line
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    with anyio.CancelScope(shield=True):
+        async for events in batches:
+            data = "".join([line(event, target) for event in events]).encode()
+            if len(data) <= _NOT_BLOCKING and poll.poll(0):
+                _write(data)
+            else:
+                await anyio.to_thread.run_sync(_write, data, abandon_on_cancel=True)
+
+
+def _write(data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(sys.stdout.fileno(), view) :]
+
+
+def _ready_line(marks: list[Mark], *, as_json: bool) -> str:
+    # One cursor stands for all: the targets of one command are of one daemon, but for those who ask for more.
+    cursor = marks[0].cursor
+    return f'{{"type":"ready","cursor":{quote(cursor)}}}' if as_json else f"watching (cursor {cursor})"
+
+
+def _json_line(event: Event, target: str | None) -> str:
+    mark = event.mark
+    return (
+        f'{{"type":"event","target":{_text(mark.target if isinstance(mark, Mark) else target)}'
+        f',"kind":"{kind_name(event.kind)}"'
+        f',"path":{_text(event.path)},"old_path":{_text(event.old_path)},"exchange":{_bool(event.exchange)}'
+        f',"is_dir":{_bool(event.is_dir)},"origin":"{event.origin.value}","handle":null,"parent":null,"old_parent":null'
+        f',"cursor":"{event.cursor}","time":"{event.time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")}"'
+        f',"pid":{_number(event.pid)},"uid":{_number(event.uid)},"recovered":{_bool(event.recovered)}'
+        f"{_reason(event)}}}\n"
+    )
+
+
+def _text(text: str | None) -> str:
+    return "null" if text is None else quote(text)
+
+
+def _bool(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _number(value: int | None) -> str:
+    return "null" if value is None else str(value)
+
+
+def _reason(event: Event) -> str:
+    return "" if event.reason is None else f',"reason":"{event.reason.value}"'
+
+
+def _text_line(event: Event, target: str | None) -> str:
+    match event.kind:
+        case Kind.RENAME:
+            arrow = "<->" if event.exchange else "->"
+            what = f"{_shown(event.old_path) or '(outside)'} {arrow} {_shown(event.path) or '(outside)'}"
+        case Kind.OVERFLOW:
+            what = f"events were lost ({event.reason}): look again at everything"
+        case _:
+            what = _shown(event.path) + ("/" if event.is_dir and event.path != "." else "")
+    note = " recovered" if event.recovered else ""
+    return f"{event.origin.value:<6} {kind_name(event.kind):<11} {what}{note}\n"
+
+
+def _shown(path: str | None) -> str:
+    """Return a path as a terminal can show it: control characters and bytes that are no UTF-8 escaped."""
+    if path is None:
+        return ""
+    return path if path.isprintable() else path.encode("unicode_escape", "surrogateescape").decode("ascii", "replace")

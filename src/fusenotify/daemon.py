@@ -1,0 +1,186 @@
+"""The daemon: the one place where everything is wired, started and stopped."""
+
+import faulthandler
+import logging
+import os
+import resource
+import secrets
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack
+
+import pyfuse3
+import trio
+
+from fusenotify import events, mounting, server
+from fusenotify.backing import Backing
+from fusenotify.config import MountOptions
+from fusenotify.echoes import Echoes
+from fusenotify.errors import EnvironmentProblem
+from fusenotify.events import IS_DIR, EventRecord, format_cursor
+from fusenotify.files import Files
+from fusenotify.groups import Groups
+from fusenotify.hearing import Hearing
+from fusenotify.inodes import InodeTable
+from fusenotify.operations import Operations
+from fusenotify.passthrough import Passthrough
+from fusenotify.peer import Services
+from fusenotify.queuefile import QueueFiles
+from fusenotify.recorder import Recorder
+from fusenotify.server import Server
+from fusenotify.session import FuseLoop
+from fusenotify.status import Replays, Status
+from fusenotify.translation import Translator
+from fusenotify.tree import Tree
+from fusenotify.watchers.inotify import InotifyWatcher
+
+log = logging.getLogger(__name__)
+
+_GRACE = 1.0  # seconds that listeners get to read their last events
+
+
+class Daemon:
+    """Everything that one mount consists of.
+
+    The attributes follow the two pipelines: what hears the backing tree, who listens, what serves the kernel.
+    """
+
+    def __init__(self, target: mounting.Target, options: MountOptions, stack: ExitStack) -> None:
+        self._target = target
+        self._options = options
+        self._epoch = secrets.token_hex(6)
+
+        self._backing = Backing(str(target.source))
+        stack.callback(self._backing.close)
+        self._watcher = InotifyWatcher()
+        stack.callback(self._watcher.close)
+        echoes = Echoes()
+        self._tree = Tree(self._backing.root_key)
+        self._translator = Translator(self._backing, self._watcher, self._tree, echoes)
+        self._groups = Groups(
+            self._tree, self._backing.walk_beneath, owner=os.geteuid(), watch_other=options.watch_other
+        )
+        self._hearing = Hearing(self._watcher, self._translator, echoes, self._groups.publish)
+
+        self._table = InodeTable(self._backing.root_key.device)
+        recorder = Recorder(self._watcher, self._hearing, lambda: len(self._groups) > 0)
+        self._passthrough = Passthrough(self._backing, self._table, recorder)
+        stack.callback(self._passthrough.close)
+        self._files = Files(self._passthrough)
+        stack.callback(self._files.close)
+
+    async def run(self, listen: Sequence[str], on_ready: Callable[[], None]) -> None:
+        """Watch, mount and serve until the filesystem is unmounted or a signal asks to stop.
+
+        Raises:
+            EnvironmentProblem: the tree cannot be watched or mounted.
+        """
+        await self._hearing.crawl()
+        async with AsyncExitStack() as stack:
+            listeners = [server.listen(url) for url in listen]
+            for listener, url in zip(listeners, listen, strict=True):
+                stack.callback(_remove_socket, url)
+                stack.push_async_callback(listener.aclose)
+            fuse_fd = mounting.mount_fuse(self._target, self._options)
+            loop = FuseLoop(fuse_fd)
+            await self._serve(fuse_fd, loop, listeners, on_ready)
+
+    async def _serve(
+        self, fuse_fd: int, loop: FuseLoop, listeners: Sequence[trio.SocketListener], on_ready: Callable[[], None]
+    ) -> None:
+        services = Services(
+            groups=self._groups,
+            backing=self._backing,
+            epoch=self._epoch,
+            position=lambda: self._translator.seq,
+            caught_up=self._hearing.caught_up,
+            quiet=loop.quiet,
+            status=self._status,
+        )
+        async with trio.open_nursery() as nursery:
+            queues = QueueFiles(services, self._tree, loop, nursery.start_soon)
+            operations = Operations(self._passthrough, self._files, queues, loop)
+            pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
+            try:
+                nursery.start_soon(self._hearing.run)
+                for listener in listeners:
+                    nursery.start_soon(Server(services, self._tree).serve, listener)
+                nursery.start_soon(self._stop_at_signal)
+                nursery.start_soon(self._announce, on_ready)
+                await loop.run()
+                await self._say_goodbye()
+                nursery.cancel_scope.cancel()
+            finally:
+                pyfuse3.close(unmount=False)
+
+    async def _announce(self, on_ready: Callable[[], None]) -> None:
+        """Call `on_ready` when the mount answers."""
+        await trio.to_thread.run_sync(os.stat, self._target.mountpoint)
+        on_ready()
+
+    async def _stop_at_signal(self) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for number in signals:
+                log.info("stopping at %s", signal.Signals(number).name)
+                await self._say_goodbye()
+                try:
+                    await trio.to_thread.run_sync(lambda: mounting.unmount(str(self._target.mountpoint), lazy=True))
+                except EnvironmentProblem as error:
+                    log.warning("%s", error)
+                pyfuse3.terminate()
+                return
+
+    async def _say_goodbye(self) -> None:
+        """Tell every group that nothing more will come, and let them read it."""
+        if self._translator.root_gone:
+            return  # it has been said
+        self._translator.root_gone = True
+        self._translator.seq += 1
+        self._groups.publish([EventRecord(self._translator.seq, time.time_ns(), events.UNMOUNT, IS_DIR, None)])
+        with trio.move_on_after(_GRACE):
+            while not self._groups.all_read:
+                await trio.sleep(_GRACE / 100)
+
+    def _status(self) -> Status:
+        return Status(
+            pid=os.getpid(),
+            source=str(self._target.source),
+            mountpoint=str(self._target.mountpoint),
+            watcher=self._watcher.name,
+            native="off",
+            cursor=format_cursor(self._epoch, self._translator.seq),
+            watches=self._watcher.watches,
+            overflows=self._translator.overflows,
+            recoveries=0,
+            deaf=self._watcher.deaf,
+            groups=len(self._groups),
+            nodes=len(self._table),
+            replays=Replays(),
+        )
+
+
+def _remove_socket(url: str) -> None:
+    path = url.partition(":")[2]
+    if os.path.lexists(path):
+        os.unlink(path)
+
+
+def run(target: mounting.Target, options: MountOptions, listen: Sequence[str], on_ready: Callable[[], None]) -> None:
+    """Serve one mount in this process until it is unmounted or told to stop (SIGINT, SIGTERM).
+
+    `on_ready` is called once, when the mount answers and every watch is in force.
+
+    Raises:
+        EnvironmentProblem: this machine does not let us.
+    """
+    faulthandler.register(signal.SIGUSR1)
+    _raise_descriptor_limit()
+    with ExitStack() as stack:
+        daemon = Daemon(target, options, stack)
+        trio.run(daemon.run, listen, on_ready)
+
+
+def _raise_descriptor_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

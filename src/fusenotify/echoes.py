@@ -1,0 +1,104 @@
+"""Which events of the backing tree are echoes of operations made through the mount.
+
+A handler notes where the watcher's stream of bytes stood before and after its system calls. Its echoes lie between the
+two, nobody else's handler can (handlers do not overlap, see docs/architecture.md), so an event inside the bracket that is
+what the operation was expected to raise is `local`; everything else is remote. An expectation that nothing matched had
+no echo (the directory is not watched, the event merged into an unread one, or the queue overflowed) and is published by
+the operation itself when the stream passes the end of the bracket.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fusenotify.identity import InodeKey
+from fusenotify.joiner import Move
+
+
+@dataclass(slots=True)
+class Name:
+    """A directory entry as an operation knew it: the directory's inode, its watch descriptor (None: unwatched), the name."""
+
+    directory: InodeKey
+    wd: int | None
+    name: bytes
+
+
+@dataclass(slots=True)
+class Expectation:
+    """One event that an operation raises on the backing tree.
+
+    Attributes:
+        kind: one bit of `Kind`.
+        at: the entry it is raised on; for a rename, the old one.
+        to: the new entry of a rename.
+        is_dir: whether the object is a directory.
+        inode: the object, where only the object is certain and the name is a memory (changes of open files).
+        exchange: whether a rename swaps the two.
+        optional: whether the event may fail to come without the operation having to tell of it.
+        most: how many events the operation can raise for this; identical ones may merge into fewer.
+        heard: how many events matched so far.
+    """
+
+    kind: int
+    at: Name
+    to: Name | None = None
+    is_dir: bool = False
+    inode: InodeKey | None = None
+    exchange: bool = False
+    optional: bool = False
+    most: int = 1
+    heard: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every event that the operation can raise for this has been matched."""
+        return self.heard >= self.most
+
+    def matches_move(self, move: Move) -> bool:
+        """Whether this is the rename that `move` tells of, in either direction of an exchange."""
+        if self.to is None:
+            return False
+        there = (move.old_wd, move.old_name, move.new_wd, move.new_name)
+        forth = (self.at.wd, self.at.name, self.to.wd, self.to.name)
+        back = (self.to.wd, self.to.name, self.at.wd, self.at.name)
+        return there == forth or (self.exchange and there == back)
+
+
+@dataclass(slots=True)
+class LocalOperation:
+    """One operation through the mount: who made it, where its echoes lie, what they should be."""
+
+    start: int
+    end: int
+    pid: int | None
+    uid: int | None
+    expectations: list[Expectation]
+
+
+class Echoes:
+    """The operations whose echoes have not all been passed in the stream yet, oldest first."""
+
+    def __init__(self) -> None:
+        self._operations: deque[LocalOperation] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._operations)
+
+    def add(self, operation: LocalOperation) -> None:
+        """Note an operation that has just been made; operations come in the order of their brackets."""
+        self._operations.append(operation)
+
+    def passed(self, position: int) -> Iterator[tuple[LocalOperation, Expectation]]:
+        """Drop the operations whose brackets end at or before `position`; yield what of them was never heard."""
+        while self._operations and self._operations[0].end <= position:
+            operation = self._operations.popleft()
+            for expectation in operation.expectations:
+                if not expectation.heard and not expectation.optional:
+                    yield operation, expectation
+
+    def at(self, position: int) -> LocalOperation | None:
+        """Return the operation whose bracket an event at `position` lies in."""
+        if self._operations and self._operations[0].start <= position < self._operations[0].end:
+            return self._operations[0]
+        return None

@@ -1,0 +1,272 @@
+"""Who listens to what: groups, their marks, and the fan-out of events to their queues."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fusenotify import events
+from fusenotify.errors import LimitReached, NotPermitted, UsageError
+from fusenotify.events import ALWAYS, IS_DIR, LOCAL, OVERFLOW, RECOVERED, EventRecord
+from fusenotify.protocol import DIR, LOCAL_ORIGIN, REMOTE_ORIGIN, SUBTREE, AddMark
+from fusenotify.queue import DEFAULT_LIMIT, Batch, Queue
+from fusenotify.tree import ROOT_PATH, Directory, Tree
+
+MOST_GROUPS_PER_UID: Final = 1024
+MOST_MARKS: Final = 8192
+_ANY_ORIGIN: Final = LOCAL_ORIGIN | REMOTE_ORIGIN
+
+# Lists what is below a directory: (path, is it a directory), parents first.
+Lister = Callable[[bytes], Iterable[tuple[bytes, bool]]]
+
+
+@dataclass(slots=True)
+class Mark:
+    """A group's interest in one directory: an object, so it follows that directory through renames.
+
+    Attributes:
+        number: what the client calls it.
+        directory: the marked directory.
+        subtree: whether it reaches below the directory's own entries.
+        kinds: bits of `Kind`; overflow and unmount are always among them.
+        origins: LOCAL_ORIGIN, REMOTE_ORIGIN or both.
+        exclude_pid: a process whose changes are of no interest.
+        uids: the users whose changes are of interest; None for everybody's.
+    """
+
+    number: int
+    directory: Directory
+    subtree: bool
+    kinds: int
+    origins: int
+    exclude_pid: int | None
+    uids: frozenset[int] | None
+
+    def covers(self, path: bytes | None) -> bool:
+        """Whether a path lies in the mark's reach: an entry of the directory, or anything below it."""
+        if path is None or self.directory.gone:
+            return False
+        prefix = self.directory.prefix
+        if not path.startswith(prefix) or path == ROOT_PATH:
+            return False
+        return self.subtree or b"/" not in path[len(prefix) :]
+
+    def wants(self, record: EventRecord) -> bool:
+        """Whether kind, origin and maker of an event are asked for."""
+        origin = LOCAL_ORIGIN if record.flags & LOCAL else REMOTE_ORIGIN
+        return (
+            bool(record.kind & self.kinds)
+            and bool(origin & self.origins)
+            and (self.exclude_pid is None or record.pid != self.exclude_pid)
+            and (self.uids is None or record.uid in self.uids)
+        )
+
+    @property
+    def takes_everything(self) -> bool:
+        """Whether there is nothing that this mark would leave out."""
+        return (
+            self.directory.is_root
+            and self.subtree
+            and self.kinds & events.DEFAULT == events.DEFAULT
+            and self.origins == _ANY_ORIGIN
+            and self.exclude_pid is None
+            and self.uids is None
+        )
+
+
+class Group:
+    """One listener: marks, and the queue of what they let through.
+
+    Attributes:
+        uid: the user who opened it.
+        base: the directory below which it sees anything, and which its paths are relative to.
+        queue: what it has not read.
+        on_queued: called when something was queued.
+    """
+
+    def __init__(self, uid: int, base: Directory, limit: int) -> None:
+        self.uid = uid
+        self.base = base
+        self.queue = Queue(limit)
+        self.on_queued: Callable[[], None] = lambda: None
+        self._marks: dict[int, Mark] = {}
+        self._undivided: int | None = None  # the number of the one mark that takes everything
+
+    @property
+    def marks(self) -> int:
+        """How many marks there are."""
+        return len(self._marks)
+
+    def add(self, mark: Mark) -> None:
+        """Add a mark, or change the one that has this number."""
+        if mark.number not in self._marks and len(self._marks) >= MOST_MARKS:
+            raise LimitReached(f"a group can have {MOST_MARKS} marks; one mark on a directory above covers them all")
+        self._marks[mark.number] = mark
+        self._note_marks()
+
+    def remove(self, number: int) -> None:
+        """Remove a mark."""
+        if self._marks.pop(number, None) is None:
+            raise UsageError(f"this group has no mark {number}")
+        self._note_marks()
+
+    def _note_marks(self) -> None:
+        marks = list(self._marks.values())
+        whole = len(marks) == 1 and marks[0].takes_everything and self.base.is_root
+        self._undivided = marks[0].number if whole else None
+
+    def publish(self, batch: Batch, expand: Lister) -> None:
+        """Queue what of a batch the marks let through."""
+        if not self._marks:
+            return
+        first = batch.records[0]
+        if first.kind == OVERFLOW:  # it comes alone (see `translation`)
+            self.queue.push_overflow(first.seq, first.time_ns, first.reason)
+        elif self._undivided is not None:
+            self.queue.push(self._undivided, batch)
+        else:
+            self._push_selected(batch.records, expand)
+        self.on_queued()
+
+    def _push_selected(self, records: Sequence[EventRecord], expand: Lister) -> None:
+        run: list[EventRecord] = []
+        run_mark = 0
+        for record in records:
+            for mark, selected in self._select(record, expand):
+                if mark != run_mark and run:
+                    self.queue.push(run_mark, Batch(run))
+                    run = []
+                run_mark = mark
+                run.append(selected)
+        if run:
+            self.queue.push(run_mark, Batch(run))
+
+    def _select(self, record: EventRecord, expand: Lister) -> Iterator[tuple[int, EventRecord]]:
+        """Yield (mark, event as this group may see it) of one event, and what follows from it for this group alone."""
+        if record.kind & ALWAYS:
+            yield 0, record
+            return
+        if record.path == ROOT_PATH:
+            marks = [mark for mark in self._marks.values() if mark.directory.is_root]
+        else:
+            marks = [mark for mark in self._marks.values() if mark.covers(record.path) or mark.covers(record.old_path)]
+        if not marks or (record.path == ROOT_PATH and not self.base.is_root):
+            return
+        path = record.path if record.path == ROOT_PATH else self._visible(record.path, marks)
+        old_path = self._visible(record.old_path, marks)
+        if path is None and old_path is None:
+            return
+        taker = next((mark for mark in marks if mark.wants(record)), None)
+        if taker is not None:
+            yield taker.number, self._as_seen(record, path, old_path)
+        if path is not None and old_path is None and record.old_path is not None and record.flags & IS_DIR:
+            yield from self._expand(record, marks, expand)
+
+    def _expand(self, record: EventRecord, marks: list[Mark], expand: Lister) -> Iterator[tuple[int, EventRecord]]:
+        """Yield a create for everything in a directory that has come into reach from elsewhere in the tree."""
+        assert record.path is not None
+        flags = record.flags & LOCAL | RECOVERED
+        for path, is_dir in expand(record.path):
+            found = EventRecord(
+                record.seq, record.time_ns, events.CREATE, flags | (IS_DIR if is_dir else 0), path, None,
+                record.pid, record.uid,
+            )  # fmt: skip
+            taker = next((mark for mark in marks if mark.covers(path) and mark.wants(found)), None)
+            if taker is not None:
+                yield taker.number, self._as_seen(found, self._visible(path, marks), None)
+
+    def _visible(self, path: bytes | None, marks: list[Mark]) -> bytes | None:
+        """Return a path as the group may see it: None outside its base and outside all its marks."""
+        if path is None or not any(mark.covers(path) for mark in marks):
+            return None
+        prefix = self.base.prefix
+        return path[len(prefix) :] if path.startswith(prefix) else None
+
+    def _as_seen(self, record: EventRecord, path: bytes | None, old_path: bytes | None) -> EventRecord:
+        if path == record.path and old_path == record.old_path:
+            return record
+        return EventRecord(
+            record.seq, record.time_ns, record.kind, record.flags, path, old_path, record.pid, record.uid
+        )
+
+
+class Groups:
+    """Every group of a daemon."""
+
+    def __init__(self, tree: Tree, expand: Lister, owner: int, watch_other: bool) -> None:
+        """Start without groups; subtrees are for root and `owner`, unless `watch_other`."""
+        self._tree = tree
+        self._expand = expand
+        self._owner = owner
+        self._watch_other = watch_other
+        self._groups: dict[Group, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def open(self, uid: int, base: Directory, limit: int) -> Group:
+        """Add a group.
+
+        Raises:
+            LimitReached: this user has too many.
+        """
+        if uid != 0 and sum(group.uid == uid for group in self._groups) >= MOST_GROUPS_PER_UID:
+            raise LimitReached(f"user {uid} has {MOST_GROUPS_PER_UID} groups open, which is the limit; close some")
+        group = Group(uid, base, limit or DEFAULT_LIMIT)
+        self._groups[group] = None
+        return group
+
+    def close(self, group: Group) -> None:
+        """Remove a group and forget what it has not read."""
+        self._groups.pop(group, None)
+
+    def publish(self, records: list[EventRecord]) -> None:
+        """Queue some events for everybody whose marks let them through."""
+        if records and self._groups:
+            batch = Batch(records)
+            for group in self._groups:
+                group.publish(batch, self._expand)
+
+    @property
+    def all_read(self) -> bool:
+        """Whether every group has read its queue to the end."""
+        return not any(len(group.queue) for group in self._groups)
+
+    def check_reach(self, uid: int, scope: str) -> None:
+        """Refuse a subtree to whom it is not meant for.
+
+        Raises:
+            NotPermitted: names below a directory would be told to somebody who may not read them.
+        """
+        if scope == SUBTREE and uid not in (0, self._owner) and not self._watch_other:
+            raise NotPermitted(
+                "watching a subtree is for the daemon's user and root, as it tells names in directories that others may "
+                "not read; watch single directories, or mount with -o watch_other"
+            )
+
+    def make_mark(self, group: Group, request: AddMark) -> Mark:
+        """Turn a request into a mark on a directory of the tree as it is now.
+
+        Raises:
+            UsageError: there is no such directory, or the request makes no sense.
+        """
+        if request.scope not in (SUBTREE, DIR):
+            raise UsageError(f"{request.scope!r} is no scope; the scopes are {SUBTREE} and {DIR}")
+        if not request.origins & _ANY_ORIGIN:
+            raise UsageError("a mark needs at least one origin")
+        if unheard := request.kinds & ~events.DEFAULT:
+            names = ", ".join(
+                events.kind_name(kind) for kind in events.Kind if kind & unheard and kind.bit_count() == 1
+            )
+            raise UsageError(f"these kinds cannot be asked for yet: {names}")
+        directory = None if b".." in request.path.split(b"/") else self._tree.find(request.path, group.base)
+        if directory is None:
+            raise UsageError(f"{request.path!r} is no directory of the tree")
+        return Mark(
+            number=request.mark,
+            directory=directory,
+            subtree=request.scope == SUBTREE,
+            kinds=request.kinds | ALWAYS,
+            origins=request.origins,
+            exclude_pid=request.exclude_pid,
+            uids=None if request.uids is None else frozenset(request.uids),
+        )

@@ -1,0 +1,143 @@
+"""The event path's engine: from the watcher's bytes to the groups, one batch after the other.
+
+One task waits for the inotify descriptor and empties the kernel's queue; another works through the buffer. Handlers of
+file operations never wait for either.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from fusenotify.echoes import Echoes, LocalOperation
+from fusenotify.events import EventRecord
+from fusenotify.joiner import Item, Joiner, Move, parse
+from fusenotify.translation import Translator
+from fusenotify.watchers.inotify import InotifyWatcher
+
+_PIECE: Final = 512  # items between two looks at the rest of the daemon
+# How long the second half of a rename may be late. The kernel queues it microseconds after the first.
+_PARTNER_TIMEOUT: Final = 0.005
+
+
+class Hearing:
+    """Drives watcher, joiner and translator, and hands what they tell to `publish`."""
+
+    def __init__(
+        self,
+        watcher: InotifyWatcher,
+        translator: Translator,
+        echoes: Echoes,
+        publish: Callable[[list[EventRecord]], None],
+    ) -> None:
+        self._watcher = watcher
+        self._translator = translator
+        self._echoes = echoes
+        self._publish = publish
+        self._joiner = Joiner()
+        self._held: list[Item] = []  # a rename that may be the first half of an exchange
+        self._work = trio.Event()
+        self._processed = 0
+        self._told = 0  # since other tasks last had a turn
+        self._waiters: list[tuple[int, trio.Event]] = []
+        watcher.on_data = self._wake
+
+    async def crawl(self) -> None:
+        """Set every watch; from then on no change is missed."""
+        for records in self._translator.crawl():
+            self._publish(records)
+            await trio.lowlevel.checkpoint()
+            self._watcher.drain()
+
+    async def run(self) -> None:
+        """Publish changes for as long as the daemon runs."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen)
+            while True:
+                self._work = trio.Event()
+                await self._work_off()
+                await self._work.wait()
+
+    def note(self, operation: LocalOperation) -> None:
+        """Take note of an operation made through the mount; its event is published at its place in the stream."""
+        self._echoes.add(operation)
+        self._work.set()
+
+    async def caught_up(self) -> None:
+        """Return when everything that has happened on the backing tree before this call has been published."""
+        position = self._watcher.drain()
+        if self._processed >= position and not self._unsettled:
+            return
+        done = trio.Event()
+        self._waiters.append((position, done))
+        self._work.set()
+        await done.wait()
+
+    def _wake(self) -> None:
+        self._work.set()
+
+    @property
+    def _unsettled(self) -> bool:
+        return bool(self._echoes or self._joiner.waiting or self._held)
+
+    async def _listen(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._watcher.fileno())
+            self._watcher.drain()
+
+    async def _work_off(self) -> None:
+        while True:
+            position = self._watcher.drain()
+            while (chunk := self._watcher.take()) is not None:
+                start, data = chunk
+                await self._pass_on(self._joiner.feed(parse(data, start)))
+                self._finish(start + len(data))
+            if self._joiner.waiting or self._held:
+                await self._await_partner()
+            elif self._watcher.drain() == position:
+                self._finish(position)
+                return
+
+    async def _await_partner(self) -> None:
+        self._work = trio.Event()
+        self._watcher.drain()
+        with trio.move_on_after(_PARTNER_TIMEOUT):
+            await self._work.wait()
+            return
+        held, self._held = self._held, []
+        await self._translate(held + self._joiner.flush())
+
+    async def _pass_on(self, items: list[Item]) -> None:
+        items = self._held + items
+        self._held = []
+        last = items[-1] if items else None
+        if isinstance(last, Move) and not self._echoes and self._translator.may_be_half_an_exchange(last):
+            self._held = [items.pop()]
+        await self._translate(items)
+
+    async def _translate(self, items: list[Item]) -> None:
+        start = 0
+        while start < len(items):
+            end = start + _PIECE
+            while end < len(items) and isinstance(items[end - 1], Move):
+                end += 1  # a rename and its mirror image are looked at together
+            for records in self._translator.translate(items[start:end], time.time_ns()):
+                self._publish(records)
+                self._told += len(records) + 1
+                if self._told >= _PIECE:
+                    self._told = 0
+                    await trio.lowlevel.checkpoint()
+                    self._watcher.drain()
+            start = end
+
+    def _finish(self, position: int) -> None:
+        """Take note that the stream has been worked off up to `position`, unless part of it is held back."""
+        if self._joiner.waiting or self._held:
+            return
+        for records in self._translator.settle(position, time.time_ns()):
+            self._publish(records)
+        self._processed = position
+        for entry in [entry for entry in self._waiters if entry[0] <= position]:
+            self._waiters.remove(entry)
+            entry[1].set()

@@ -1,0 +1,356 @@
+"""The operations on names and attributes, on the backing tree.
+
+Synchronous: from the first system call to the note about its echo nothing else runs, so no operation sees another one
+half done, and no lock is needed.
+"""
+
+import contextlib
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import pyfuse3
+
+from fusenotify import _linux, events
+from fusenotify.backing import Backing, Found, acting_as, proc_path
+from fusenotify.echoes import Expectation
+from fusenotify.inodes import ROOT_NODEID, InodeTable, Node
+from fusenotify.recorder import Recorder
+
+Context = pyfuse3.RequestContext
+
+_DIRECTORY_DESCRIPTORS: Final = 128  # O_PATH descriptors of directories kept between operations
+
+
+class Passthrough:
+    """Looks up, makes, changes and removes what the tree consists of."""
+
+    def __init__(self, backing: Backing, table: InodeTable, recorder: Recorder) -> None:
+        self.backing = backing
+        self.table = table
+        self.recorder = recorder
+        self._directory_fds: OrderedDict[int, int] = OrderedDict()
+        self._own_uid = os.geteuid()
+        root = backing.find_root()
+        table.add_root(root.identity, root.key, root.keep())
+        root.close()
+
+    def close(self) -> None:
+        """Close the descriptors kept between operations."""
+        while self._directory_fds:
+            self._drop_directory_fd(next(iter(self._directory_fds)))
+
+    # --- reaching objects --------------------------------------------------------------------------------------------
+
+    def directory_fd(self, node: Node) -> int:
+        """Return an O_PATH descriptor of a directory, good until the next but one call."""
+        fd = self._directory_fds.get(node.nodeid)
+        if fd is not None:
+            self._directory_fds.move_to_end(node.nodeid)
+            return fd
+        fd = node.reference.acquire(os.O_PATH | os.O_DIRECTORY)
+        self._directory_fds[node.nodeid] = fd
+        if len(self._directory_fds) > _DIRECTORY_DESCRIPTORS:
+            self._drop_directory_fd(next(iter(self._directory_fds)))
+        return fd
+
+    def _drop_directory_fd(self, nodeid: int) -> None:
+        fd = self._directory_fds.pop(nodeid, None)
+        if fd is not None:
+            self.table.get(nodeid).reference.release(fd)
+
+    @contextlib.contextmanager
+    def descriptor(self, node: Node) -> Iterator[int]:
+        """Hold an O_PATH descriptor of any object."""
+        if node.is_dir:
+            yield self.directory_fd(node)
+            return
+        fd = node.reference.acquire(os.O_PATH | os.O_NOFOLLOW)
+        try:
+            yield fd
+        finally:
+            node.reference.release(fd)
+
+    def remember(self, parent: Node, name: bytes, found: Found) -> Node:
+        """Return the node of what was found, counting a lookup; `found` is used up."""
+        is_dir = stat.S_ISDIR(found.stat.st_mode)
+        if is_dir:
+            self.recorder.watch_at_once(parent, found)
+        node = self.table.remember(found.identity, found.key, found.keep, is_dir)
+        node.directory, node.name = parent.key, name
+        return node
+
+    def entry_at(self, parent: Node, name: bytes) -> pyfuse3.EntryAttributes:
+        """Look a name up and return what the kernel is told of it."""
+        found = self.backing.find(self.directory_fd(parent), name)
+        try:
+            return entry_of(self.remember(parent, name, found), found.stat)
+        finally:
+            found.close()
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    def lookup(self, parent_nodeid: int, name: bytes) -> pyfuse3.EntryAttributes:
+        """Look up one name; `.` and `..` come when handles of the mount are opened."""
+        parent = self.table.get(parent_nodeid)
+        if name == b"." or (name == b".." and parent_nodeid == ROOT_NODEID):
+            with self.descriptor(parent) as fd:
+                parent.lookups += 1
+                return entry_of(parent, os.fstat(fd))
+        return self.entry_at(parent, name)
+
+    def forget(self, forgotten: Sequence[tuple[int, int]]) -> None:
+        """Take back lookups."""
+        for nodeid, lookups in forgotten:
+            fd = self._directory_fds.get(nodeid)
+            node = self.table.forget(nodeid, lookups)
+            if node is not None and fd is not None:
+                del self._directory_fds[nodeid]
+                node.reference.release(fd)
+
+    def getattr(self, nodeid: int) -> pyfuse3.EntryAttributes:
+        """Return the attributes of a node."""
+        node = self.table.get(nodeid)
+        with self.descriptor(node) as fd:
+            return attributes_of(node, os.fstat(fd))
+
+    def readlink(self, nodeid: int) -> bytes:
+        """Return the target of a symbolic link."""
+        with self.descriptor(self.table.get(nodeid)) as fd:
+            return os.readlink(b"", dir_fd=fd)
+
+    def statfs(self) -> pyfuse3.StatvfsData:
+        """Return the figures of the backing filesystem."""
+        figures = os.fstatvfs(self.backing.root_fd)
+        data = pyfuse3.StatvfsData()
+        for field in (
+            "f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail", "f_namemax"
+        ):  # fmt: skip
+            setattr(data, field, getattr(figures, field))
+        return data
+
+    # --- making ------------------------------------------------------------------------------------------------------
+
+    def mknod(self, parent_nodeid: int, name: bytes, mode: int, rdev: int, ctx: Context) -> pyfuse3.EntryAttributes:
+        """Make a file, a FIFO, a socket or a device."""
+        with self._making(parent_nodeid, name, ctx) as (parent, fd):
+            os.mknod(name, mode, rdev, dir_fd=fd)
+        return self.entry_at(parent, name)
+
+    def symlink(self, parent_nodeid: int, name: bytes, target: bytes, ctx: Context) -> pyfuse3.EntryAttributes:
+        """Make a symbolic link."""
+        with self._making(parent_nodeid, name, ctx) as (parent, fd):
+            os.symlink(target, name, dir_fd=fd)
+        return self.entry_at(parent, name)
+
+    def mkdir(self, parent_nodeid: int, name: bytes, mode: int, ctx: Context) -> pyfuse3.EntryAttributes:
+        """Make a directory."""
+        with self._making(parent_nodeid, name, ctx, is_dir=True) as (parent, fd):
+            os.mkdir(name, stat.S_IMODE(mode), dir_fd=fd)
+        found = self.backing.find(fd, name)
+        try:
+            self.recorder.watch_new(parent, found)
+            return entry_of(self.remember(parent, name, found), found.stat)
+        finally:
+            found.close()
+
+    def link(self, nodeid: int, parent_nodeid: int, name: bytes, ctx: Context) -> pyfuse3.EntryAttributes:
+        """Make another name for an object."""
+        parent = self.table.get(parent_nodeid)
+        expectation = Expectation(events.CREATE, self.recorder.name(parent, name))
+        directory_fd = self.directory_fd(parent)
+        with (
+            self.descriptor(self.table.get(nodeid)) as fd,
+            self.recorder.operation([expectation], *self.recorder.caller(ctx)),
+        ):
+            os.link(proc_path(fd), name, dst_dir_fd=directory_fd, follow_symlinks=True)
+        return self.entry_at(parent, name)
+
+    @contextlib.contextmanager
+    def _making(
+        self, parent_nodeid: int, name: bytes, ctx: Context, *, is_dir: bool = False
+    ) -> Iterator[tuple[Node, int]]:
+        parent = self.table.get(parent_nodeid)
+        fd = self.directory_fd(parent)
+        expectation = Expectation(events.CREATE, self.recorder.name(parent, name), is_dir=is_dir)
+        with self.recorder.operation([expectation], *self.recorder.caller(ctx)), self.as_caller(ctx):
+            yield parent, fd
+
+    @contextlib.contextmanager
+    def as_caller(self, ctx: Context) -> Iterator[None]:
+        """Make what the block makes belong to the caller, with the caller's umask."""
+        umask = os.umask(ctx.umask)
+        try:
+            if self._own_uid != 0 or ctx.uid == 0:
+                yield
+            else:
+                with acting_as(ctx.uid, ctx.gid, sorted(pyfuse3.get_sup_groups(ctx.pid))):
+                    yield
+        finally:
+            os.umask(umask)
+
+    # --- removing and renaming ---------------------------------------------------------------------------------------
+
+    def unlink(self, parent_nodeid: int, name: bytes, ctx: Context) -> None:
+        """Remove a name of something that is no directory."""
+        with self._removing(parent_nodeid, name, ctx, is_dir=False) as fd:
+            os.unlink(name, dir_fd=fd)
+
+    def rmdir(self, parent_nodeid: int, name: bytes, ctx: Context) -> None:
+        """Remove an empty directory."""
+        with self._removing(parent_nodeid, name, ctx, is_dir=True) as fd:
+            os.rmdir(name, dir_fd=fd)
+
+    @contextlib.contextmanager
+    def _removing(self, parent_nodeid: int, name: bytes, ctx: Context, *, is_dir: bool) -> Iterator[int]:
+        parent = self.table.get(parent_nodeid)
+        expectation = Expectation(events.DELETE, self.recorder.name(parent, name), is_dir=is_dir)
+        with self.recorder.operation([expectation], *self.recorder.caller(ctx)):
+            yield self.directory_fd(parent)
+
+    def rename(
+        self, parent_nodeid: int, name: bytes, new_parent_nodeid: int, new_name: bytes, flags: int, ctx: Context
+    ) -> None:
+        """Rename, with the flags of renameat2(2) that the backing filesystem knows."""
+        parent, new_parent = self.table.get(parent_nodeid), self.table.get(new_parent_nodeid)
+        fd, new_fd = self.directory_fd(parent), self.directory_fd(new_parent)
+        is_dir = stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
+        exchange = bool(flags & _linux.RENAME_EXCHANGE)
+        at, to = self.recorder.name(parent, name), self.recorder.name(new_parent, new_name)
+        expectation = Expectation(events.RENAME, at, to, is_dir, exchange=exchange, most=2 if exchange else 1)
+        with self.recorder.operation([expectation], *self.recorder.caller(ctx)):
+            if flags:
+                _linux.renameat2(fd, name, new_fd, new_name, flags)
+            else:
+                os.rename(name, new_name, src_dir_fd=fd, dst_dir_fd=new_fd)
+        self._note_name(new_parent, new_fd, new_name)
+        if exchange:
+            self._note_name(parent, fd, name)
+
+    def _note_name(self, parent: Node, fd: int, name: bytes) -> None:
+        with contextlib.suppress(OSError):  # renamed on by somebody else
+            found = self.backing.find(fd, name)
+            node = self.table.known(found.identity)
+            if node is not None:
+                node.directory, node.name = parent.key, name
+            found.close()
+
+    # --- changing ----------------------------------------------------------------------------------------------------
+
+    def setattr(
+        self,
+        nodeid: int,
+        wanted: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        open_fd: int | None,
+        ctx: Context,
+    ) -> pyfuse3.EntryAttributes:
+        """Change mode, owner, size and times; `open_fd` is a writable descriptor of the file, where there is one."""
+        node = self.table.get(nodeid)
+        at = self.recorder.memory_of(node)
+        expectations = [
+            Expectation(kind, at, is_dir=node.is_dir, inode=node.key, most=most, optional=optional)
+            for kind, most, optional in _raised_by(fields)
+        ]
+        with self.descriptor(node) as fd:
+            with self.recorder.operation(expectations, *self.recorder.caller(ctx)):
+                _change(fd, open_fd, wanted, fields)
+            return attributes_of(node, os.fstat(fd))
+
+    def setxattr(self, nodeid: int, name: bytes, value: bytes, ctx: Context) -> None:
+        """Set an extended attribute."""
+        with self._changing_attribute(nodeid, ctx) as path:
+            os.setxattr(path, name, value)
+
+    def removexattr(self, nodeid: int, name: bytes, ctx: Context) -> None:
+        """Remove an extended attribute."""
+        with self._changing_attribute(nodeid, ctx) as path:
+            os.removexattr(path, name)
+
+    @contextlib.contextmanager
+    def _changing_attribute(self, nodeid: int, ctx: Context) -> Iterator[str]:
+        node = self.table.get(nodeid)
+        expectation = Expectation(
+            events.ATTRIB, self.recorder.memory_of(node), is_dir=node.is_dir, inode=node.key, most=2
+        )
+        with self.descriptor(node) as fd, self.recorder.operation([expectation], *self.recorder.caller(ctx)):
+            yield proc_path(fd)
+
+    def getxattr(self, nodeid: int, name: bytes) -> bytes:
+        """Return an extended attribute."""
+        with self.descriptor(self.table.get(nodeid)) as fd:
+            return os.getxattr(proc_path(fd), name)
+
+    def listxattr(self, nodeid: int) -> list[bytes]:
+        """Return the names of the extended attributes."""
+        with self.descriptor(self.table.get(nodeid)) as fd:
+            return [os.fsencode(name) for name in os.listxattr(proc_path(fd))]
+
+
+def _raised_by(fields: pyfuse3.SetattrFields) -> Iterator[tuple[int, int, bool]]:
+    """Yield (kind, how many at most, may it fail to come) of the events that a change raises.
+
+    The rules are those of the kernel's fsnotify_change(): a size is MODIFY, both times are ATTRIB, the modification time
+    alone is MODIFY, the access time alone is neither. Truncation may clear set-id bits, which is one ATTRIB more.
+    """
+    attribs = bool(fields.update_mode) + bool(fields.update_uid or fields.update_gid)
+    attribs += bool(fields.update_atime and fields.update_mtime)
+    modifies = bool(fields.update_size) + bool(fields.update_mtime and not fields.update_atime)
+    if attribs:
+        yield events.ATTRIB, attribs, False
+    elif fields.update_size:
+        yield events.ATTRIB, 1, True
+    if modifies:
+        yield events.MODIFY, modifies, False
+
+
+def _change(fd: int, open_fd: int | None, wanted: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
+    path = proc_path(fd)
+    if fields.update_uid or fields.update_gid:
+        os.chown(path, wanted.st_uid if fields.update_uid else -1, wanted.st_gid if fields.update_gid else -1)
+    if fields.update_mode:
+        os.chmod(path, stat.S_IMODE(wanted.st_mode))
+    if fields.update_size:
+        if open_fd is not None:
+            os.ftruncate(open_fd, wanted.st_size)
+        else:
+            os.truncate(path, wanted.st_size)
+    if fields.update_atime or fields.update_mtime:
+        _linux.utimensat(
+            os.fsencode(path),
+            wanted.st_atime_ns if fields.update_atime else None,
+            wanted.st_mtime_ns if fields.update_mtime else None,
+        )
+
+
+def entry_of(node: Node, status: os.stat_result) -> pyfuse3.EntryAttributes:
+    """Return what a lookup answers: the node and its attributes.
+
+    The kernel may keep nothing of it: coherence by invalidation is not there yet (docs/guarantees.md), so every use asks.
+    """
+    entry = attributes_of(node, status)
+    entry.st_ino = pyfuse3.InodeT(node.nodeid)
+    entry.generation = node.generation
+    entry.entry_timeout = 0
+    return entry
+
+
+def attributes_of(node: Node, status: os.stat_result) -> pyfuse3.EntryAttributes:
+    """Return what getattr answers; here the inode number is the backing's own."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = pyfuse3.InodeT(status.st_ino)
+    entry.attr_timeout = 0
+    entry.st_mode = pyfuse3.ModeT(status.st_mode)
+    entry.st_nlink = status.st_nlink
+    entry.st_uid = status.st_uid
+    entry.st_gid = status.st_gid
+    entry.st_rdev = status.st_rdev
+    entry.st_size = status.st_size
+    entry.st_blksize = status.st_blksize
+    entry.st_blocks = status.st_blocks
+    entry.st_atime_ns = status.st_atime_ns
+    entry.st_mtime_ns = status.st_mtime_ns
+    entry.st_ctime_ns = status.st_ctime_ns
+    return entry

@@ -1,0 +1,221 @@
+"""One client as the daemon sees it, whatever carries its frames: requests in, answers and events out."""
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from fusenotify import protocol
+from fusenotify.backing import Backing, check_readable
+from fusenotify.errors import FusenotifyError, NotPermitted, ProtocolError, UsageError
+from fusenotify.groups import Group, Groups
+from fusenotify.protocol import AddMark, AskStatus, Done, FrameBuffer, Hello, RemoveMark, Report, Request, Sync, Welcome
+from fusenotify.status import Status
+from fusenotify.tree import Directory
+
+_MOST_REQUESTS: Final = 256  # received and not yet answered
+_EVENTS_PER_FRAME: Final = 1024
+
+
+@dataclass(frozen=True)
+class Services:
+    """What a client can ask the daemon for.
+
+    Attributes:
+        groups: every group.
+        backing: the tree, to check rights on it.
+        epoch: the run of the daemon.
+        position: the current position in the history of changes.
+        caught_up: waits until every change on the backing tree made before is queued.
+        quiet: waits until every request of the mount made before is carried out.
+        status: tells how the daemon is.
+    """
+
+    groups: Groups
+    backing: Backing
+    epoch: str
+    position: Callable[[], int]
+    caught_up: Callable[[], Awaitable[None]]
+    quiet: Callable[[], Awaitable[None]]
+    status: Callable[[], Status]
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Who a client is."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+class Peer:
+    """Carries out one client's requests in order and collects what it is to be sent.
+
+    Attributes:
+        on_output: called when there is something to send.
+        ended: whether nothing more will come: say what is left and hang up.
+    """
+
+    def __init__(self, services: Services, credentials: Credentials, base: Directory) -> None:
+        self.on_output: Callable[[], None] = lambda: None
+        self.uid = credentials.uid
+        self._services = services
+        self._credentials = credentials
+        self._base = base
+        self._frames = FrameBuffer()
+        self._requests: deque[Request] = deque()
+        self._request_came = trio.Event()
+        self._progress = trio.Event()
+        self._answers: deque[bytes] = deque()
+        self._group: Group | None = None
+
+    # --- in ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has asked for so much that no more is taken from it for now."""
+        return len(self._requests) + len(self._answers) >= _MOST_REQUESTS
+
+    async def wait_not_busy(self) -> None:
+        """Return when more may be taken from it."""
+        while self.is_busy:
+            self._progress = trio.Event()
+            await self._progress.wait()
+
+    async def wait_sent(self) -> None:
+        """Return when every answer has been handed out."""
+        while self._answers:
+            self._progress = trio.Event()
+            await self._progress.wait()
+
+    def feed(self, data: bytes) -> None:
+        """Take what the client sent.
+
+        Raises:
+            ProtocolError: it makes no sense; the client has been told, and nothing more can be read from it.
+        """
+        try:
+            for payload in self._frames.feed(data):
+                self._requests.append(protocol.decode_request(payload))
+        except ProtocolError as error:
+            self._answer(protocol.refusal(0, error))
+            raise
+        finally:
+            self._request_came.set()
+
+    async def run(self) -> None:
+        """Carry out requests for as long as the client is there."""
+        while True:
+            self._request_came = trio.Event()
+            while self._requests:
+                request = self._requests[0]
+                try:
+                    self._answer(await self._carry_out(request))
+                except FusenotifyError as error:
+                    self._answer(protocol.refusal(getattr(request, "request", 0), error))
+                self._requests.popleft()
+                self._progress.set()
+            await self._request_came.wait()
+
+    async def _carry_out(self, request: Request) -> protocol.Reply:
+        match request:
+            case Hello():
+                return self._hello(request)
+            case AskStatus():
+                return Report(request.request, self._services.status())
+        if self._group is None:
+            raise ProtocolError("the first message has to be `hello`")
+        match request:
+            case AddMark():
+                return await self._mark(self._group, request)
+            case RemoveMark():
+                self._group.remove(request.mark)
+            case Sync():
+                await self._services.quiet()
+                await self._services.caught_up()
+        return Done(request.request, self._services.position())
+
+    def _hello(self, request: Hello) -> Welcome:
+        if request.version != protocol.VERSION:
+            raise ProtocolError(f"this daemon speaks version {protocol.VERSION} of the protocol, not {request.version}")
+        if request.limit < 0:
+            raise UsageError(f"a queue cannot hold {request.limit} events")
+        if self._group is not None:
+            raise ProtocolError("`hello` was said already")
+        self._group = self._services.groups.open(self._credentials.uid, self._base, request.limit)
+        self._group.on_queued = lambda: self.on_output()
+        return Welcome(protocol.VERSION, self._services.epoch)
+
+    async def _mark(self, group: Group, request: AddMark) -> Done:
+        """Add a mark; what happened before is not told, so that nothing is heard twice or by halves."""
+        self._services.groups.check_reach(self._credentials.uid, request.scope)
+        await self._services.caught_up()
+        mark = self._services.groups.make_mark(group, request)
+        who = self._credentials
+        try:
+            check_readable(self._services.backing, mark.directory.path, who.uid, who.gid, who.groups)
+        except OSError as error:
+            raise NotPermitted(f"user {who.uid} cannot read {request.path!r}: {error.strerror}") from error
+        group.add(mark)
+        return Done(request.request, self._services.position())
+
+    def _answer(self, message: protocol.Reply) -> None:
+        self._answers.append(protocol.encode(message))
+        self.on_output()
+
+    # --- out ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_output(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._answers or (self._group is not None and len(self._group.queue)))
+
+    def output(self, size: int) -> bytes:
+        """Return whole frames of at most `size` bytes in all; empty when nothing waits.
+
+        Answers come before events: they do not depend on each other, and a client that waits for one is not kept
+        waiting by a full queue.
+
+        Raises:
+            ValueError: the first frame alone is longer.
+        """
+        frames: list[bytes] = []
+        room = size
+        while self._answers and len(self._answers[0]) <= room:
+            frames.append(self._answers.popleft())
+            room -= len(frames[-1])
+        if self._answers and not frames:
+            raise ValueError(f"a frame of {len(self._answers[0])} bytes does not fit into {size}")
+        self._progress.set()
+        while not self._answers and (frame := self._event_frame(room, required=not frames)) is not None:
+            frames.append(frame)
+            room -= len(frame)
+        return b"".join(frames)
+
+    def _event_frame(self, room: int, *, required: bool) -> bytes | None:
+        """Return the next frame of events that fits, None if there is none; raise if one is required and none fits."""
+        if self._group is None:
+            return None
+        queue = self._group.queue
+        count = _EVENTS_PER_FRAME
+        while (waiting := queue.peek(count)) is not None:
+            mark, batch = waiting
+            frame = protocol.encode_events(mark, batch)
+            if len(frame) <= room:
+                queue.pop()
+                return frame
+            if len(batch) == 1:
+                if required:
+                    raise ValueError(f"a frame of {len(frame)} bytes does not fit into {room}")
+                return None
+            count = len(batch) // 2
+        return None
+
+    def close(self) -> None:
+        """Drop the group and its queue."""
+        if self._group is not None:
+            self._services.groups.close(self._group)
+            self._group = None

@@ -1,0 +1,209 @@
+"""The messages between a daemon and its clients, and the frames they travel in. docs/protocol.md is its specification.
+
+A frame is a length (4 bytes, little-endian, of what follows) and one MessagePack array whose first element names the
+message. The same frames go over the queue file and over sockets. Trailing fields that a reader does not know are ignored.
+"""
+
+import struct
+from typing import Final
+
+import msgspec
+
+from fusenotify.errors import (
+    BadCursor,
+    DaemonGone,
+    FusenotifyError,
+    HistoryGone,
+    LimitReached,
+    NotAMount,
+    NotPermitted,
+    ProtocolError,
+    StaleHandle,
+    UsageError,
+)
+from fusenotify.events import EventRecord
+from fusenotify.queue import Batch
+from fusenotify.status import Status
+
+VERSION: Final = 1
+MAX_FRAME: Final = 1 << 20  # bytes; more is not a request
+_LENGTH: Final = struct.Struct("<I")
+
+SUBTREE: Final = "subtree"
+DIR: Final = "dir"
+LOCAL_ORIGIN: Final = 1
+REMOTE_ORIGIN: Final = 2
+
+
+class Hello(msgspec.Struct, tag="hello", array_like=True):
+    """First message of a client: the version it speaks, and the limit of its queue (0: the daemon's default)."""
+
+    version: int
+    limit: int = 0
+
+
+class AddMark(msgspec.Struct, tag="mark", array_like=True):
+    """Take an interest in an object of the tree."""
+
+    request: int
+    mark: int
+    path: bytes
+    scope: str
+    kinds: int
+    origins: int
+    exclude_pid: int | None = None
+    uids: tuple[int, ...] | None = None
+
+
+class RemoveMark(msgspec.Struct, tag="unmark", array_like=True):
+    """Lose that interest."""
+
+    request: int
+    mark: int
+
+
+class Sync(msgspec.Struct, tag="sync", array_like=True):
+    """Ask for an answer once every change made before this is queued."""
+
+    request: int
+
+
+class AskStatus(msgspec.Struct, tag="status", array_like=True):
+    """Ask how the daemon is."""
+
+    request: int
+
+
+Request = Hello | AddMark | RemoveMark | Sync | AskStatus
+
+
+class Welcome(msgspec.Struct, tag="welcome", array_like=True):
+    """Answer to Hello: the daemon's version of the protocol and its epoch."""
+
+    version: int
+    epoch: str
+
+
+class Done(msgspec.Struct, tag="done", array_like=True):
+    """A request was carried out; `seq` is the position in the history of changes from which on it holds."""
+
+    request: int
+    seq: int
+
+
+class Report(msgspec.Struct, tag="report", array_like=True):
+    """Answer to AskStatus."""
+
+    request: int
+    status: Status
+
+
+class Refusal(msgspec.Struct, tag="error", array_like=True):
+    """A request was not carried out. `request` is 0 when it could not even be read."""
+
+    request: int
+    code: str
+    message: str
+
+
+class Events(msgspec.Struct, tag="events", array_like=True):
+    """Some events of one mark (0: of the group as a whole), in order."""
+
+    mark: int
+    records: list[EventRecord]
+
+
+Reply = Welcome | Done | Report | Refusal | Events
+
+_CODES: Final[dict[str, type[FusenotifyError]]] = {
+    "usage": UsageError,
+    "bad-cursor": BadCursor,
+    "not-a-mount": NotAMount,
+    "not-permitted": NotPermitted,
+    "limit-reached": LimitReached,
+    "history-gone": HistoryGone,
+    "stale-handle": StaleHandle,
+    "daemon-gone": DaemonGone,
+    "protocol": ProtocolError,
+}
+_CODE_OF: Final = {error: code for code, error in _CODES.items()}
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+_EVENTS_HEAD: Final = b"\x93" + _encoder.encode("events")
+
+
+def encode(message: Request | Reply) -> bytes:
+    """Return a message as a frame."""
+    payload = _encoder.encode(message)
+    return _LENGTH.pack(len(payload)) + payload
+
+
+def encode_events(mark: int, batch: Batch) -> bytes:
+    """Return the frame of an Events message whose records have been encoded for everybody already."""
+    payload = _EVENTS_HEAD + _encoder.encode(mark) + batch.encoded()
+    return _LENGTH.pack(len(payload)) + payload
+
+
+def refusal(request: int, error: FusenotifyError) -> Refusal:
+    """Return the message that tells a client of an error."""
+    return Refusal(request, _CODE_OF.get(type(error), "usage"), str(error))
+
+
+def error_of(message: Refusal) -> FusenotifyError:
+    """Return the exception that a refusal stands for."""
+    return _CODES.get(message.code, FusenotifyError)(message.message)
+
+
+def decode_request(payload: bytes) -> Request:
+    """Read what a client sent.
+
+    Raises:
+        ProtocolError: it is no message of this protocol.
+    """
+    try:
+        return _request_decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"this is no request of protocol version {VERSION}: {error}") from error
+
+
+def decode_reply(payload: bytes) -> Reply:
+    """Read what a daemon sent.
+
+    Raises:
+        ProtocolError: it is no message of this protocol.
+    """
+    try:
+        return _reply_decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise ProtocolError(f"the daemon speaks another protocol than version {VERSION}: {error}") from error
+
+
+class FrameBuffer:
+    """Cuts a stream of bytes, however it arrives, into the payloads of frames."""
+
+    def __init__(self, limit: int = MAX_FRAME) -> None:
+        self._limit = limit
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take some bytes and return the payloads that are complete now.
+
+        Raises:
+            ProtocolError: a frame claims to be longer than any can be; nothing behind it can be read.
+        """
+        self._bytes += data
+        payloads: list[bytes] = []
+        start, have = 0, len(self._bytes)
+        while have - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._bytes, start)
+            if length > self._limit:
+                raise ProtocolError(f"a frame of {length} bytes is longer than the {self._limit} that are allowed")
+            end = start + _LENGTH.size + length
+            if end > have:
+                break
+            payloads.append(bytes(self._bytes[start + _LENGTH.size : end]))
+            start = end
+        del self._bytes[:start]
+        return payloads

@@ -1,0 +1,80 @@
+"""Notes what operations through the mount do, so that their echoes on the backing tree are known for what they are."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+import pyfuse3
+
+from fusenotify.backing import Found, proc_path
+from fusenotify.echoes import Expectation, LocalOperation, Name
+from fusenotify.hearing import Hearing
+from fusenotify.inodes import Node
+from fusenotify.watchers.inotify import InotifyWatcher
+
+
+class Recorder:
+    """Brackets the system calls of operations, and knows who made them."""
+
+    def __init__(self, watcher: InotifyWatcher, hearing: Hearing, is_anyone_listening: Callable[[], bool]) -> None:
+        self._watcher = watcher
+        self._hearing = hearing
+        self._is_anyone_listening = is_anyone_listening
+
+    @contextlib.contextmanager
+    def operation(
+        self, expectations: list[Expectation], pid: int | None, uid: int | None
+    ) -> Iterator[list[Expectation]]:
+        """Bracket the system calls of the block; what it raises is not noted."""
+        if not self._is_anyone_listening():
+            yield expectations
+            return
+        start = self._watcher.drain()
+        yield expectations
+        self._hearing.note(LocalOperation(start, self._watcher.drain(), pid, uid, expectations))
+
+    def name(self, directory: Node, name: bytes) -> Name:
+        """Return a directory entry as the watcher will tell of it."""
+        return Name(directory.key, self._watcher.wd_of(directory.key), name)
+
+    def memory_of(self, node: Node) -> Name:
+        """Return the entry a node was last seen as."""
+        return Name(node.directory, self._watcher.wd_of(node.directory), node.name)
+
+    def caller(self, ctx: pyfuse3.RequestContext) -> tuple[int | None, int]:
+        """Return process id and user id of the caller, who waits for our answer meanwhile."""
+        return (process_of(ctx.pid) if self._is_anyone_listening() else None), ctx.uid
+
+    def watch_at_once(self, parent: Node, directory: Found) -> None:
+        """Take a directory under watch before the kernel hears of it, so that no operation in it goes unheard."""
+        if self._watcher.wd_of(parent.key) is not None and not self._watcher.has_heard_of(directory.key):
+            self._adopt(directory)
+
+    def watch_new(self, parent: Node, directory: Found) -> None:
+        """Take a directory under watch that an operation has just made: its number may have been another's before."""
+        if self._watcher.wd_of(parent.key) is not None:
+            self._adopt(directory)
+
+    def _adopt(self, directory: Found) -> None:
+        with contextlib.suppress(OSError):  # gone, or not ours to read: then the event path meets it again
+            fd = os.open(proc_path(directory.fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._watcher.adoptions[directory.key] = self._watcher.adopt(fd)
+            finally:
+                os.close(fd)
+
+
+def process_of(thread_id: int) -> int | None:
+    """Return the process that a thread belongs to; None outside our pid namespace, or when it is gone."""
+    if thread_id <= 0:
+        return None
+    try:
+        os.close(os.pidfd_open(thread_id))  # works for the main thread only, and is ten times faster than /proc
+        return thread_id
+    except OSError:
+        pass
+    try:
+        with open(f"/proc/{thread_id}/status", "rb") as file:
+            return next((int(line[5:]) for line in file if line.startswith(b"Tgid:")), None)
+    except OSError:
+        return None

@@ -1,0 +1,162 @@
+"""The FUSE session loop: who reads the FUSE descriptor, and what happens while a handler waits.
+
+pyfuse3 reaches its event loop through one module attribute, `pyfuse3.trio`, so that asyncio can stand in for trio. `FuseLoop`
+stands in there too and keeps the concurrency contract of docs/architecture.md:
+
+- exactly one task holds the reader's role and serves one request after the other; trio gets a turn when nothing is
+  waiting, and after every `_STREAK` requests;
+- a handler that must wait calls `park`, which hands the role to another task first;
+- the descriptor is non-blocking, so a caller killed between poll and read costs one more turn and no more.
+"""
+
+import select
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Final, TypeVar
+
+import pyfuse3
+import trio
+
+T = TypeVar("T")
+
+_STREAK: Final = 64  # requests served before other tasks get a turn
+_MOST_LOOPS: Final = 40  # the reader and the parked handlers
+
+
+class FuseLoop:
+    """Runs pyfuse3's session loop on a mounted, non-blocking FUSE descriptor."""
+
+    def __init__(self, fuse_fd: int) -> None:
+        self._fd = fuse_fd
+        self._poll = select.poll()
+        self._poll.register(fuse_fd, select.POLLIN)
+        self._streak = 0
+        self._reader: trio.lowlevel.Task | None = None
+        self._standby = trio.lowlevel.ParkingLot()
+        self._nursery: trio.Nursery | None = None
+        self._start_another: Callable[[], None] | None = None
+        self._loops = 0
+        self._limiter = trio.CapacityLimiter(_MOST_LOOPS)
+
+    async def run(self) -> None:
+        """Serve requests until the filesystem is unmounted or `pyfuse3.terminate` is called."""
+        vars(pyfuse3)["trio"] = _Loop(self)
+        try:
+            # One task of pyfuse3's own making; the others are ours.
+            await pyfuse3.main(_MOST_LOOPS, 1)
+        finally:
+            vars(pyfuse3)["trio"] = trio
+
+    async def park(self, function: Callable[..., T], *args: object) -> T:
+        """Run something slow in a thread, for the handler that calls this; other requests are served meanwhile."""
+        self.hand_over()
+        return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
+
+    async def quiet(self) -> None:
+        """Return when every request that the kernel has queued by now has been read and answered or parked."""
+        await trio.lowlevel.checkpoint()
+        while self._poll.poll(0):  # noqa: ASYNC110 - nothing but the descriptor itself could tell
+            await trio.lowlevel.checkpoint()
+
+    def hand_over(self) -> None:
+        """Have another task read on, before the handler that calls this waits for anything."""
+        if self._reader is not trio.lowlevel.current_task():
+            return
+        self._reader = None
+        if self._standby:
+            (self._reader,) = self._standby.unpark(count=1)
+        elif self._start_another is not None and self._loops < _MOST_LOOPS:
+            self._start_another()
+
+    # --- what pyfuse3 calls ------------------------------------------------------------------------------------------
+
+    def start(self, nursery: trio.Nursery, function: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> None:
+        """Start a session loop, and remember how to start more."""
+        self._loops += 1
+        self._start_another = lambda: self.start(nursery, function, args)
+        nursery.start_soon(self._keep_going, function, args)
+
+    async def _keep_going(self, function: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> None:
+        while True:
+            try:
+                await function(*args)
+                break
+            except BlockingIOError:
+                continue  # the caller was killed after poll had promised its request
+        # One loop ends when the session has ended, and then all have to see it.
+        self._start_another = None
+        self._standby.unpark_all()
+
+    async def take_role(self) -> None:
+        """Return when the calling task is the reader; at once if it is, or if nobody is."""
+        task = trio.lowlevel.current_task()
+        if self._reader is None:
+            self._reader = task
+        elif self._reader is not task:
+            await self._standby.park()
+
+    async def wait_readable(self, fd: int) -> None:
+        """Return when a request waits, without a turn of the event loop if one does already."""
+        self._streak += 1
+        if self._streak < _STREAK and self._poll.poll(0):
+            return
+        self._streak = 0
+        await trio.lowlevel.wait_readable(fd)
+
+
+class _Loop:
+    """The module `trio` as far as pyfuse3 uses it."""
+
+    ClosedResourceError = trio.ClosedResourceError
+
+    def __init__(self, loop: FuseLoop) -> None:
+        self._loop = loop
+        self.lowlevel = _LowLevel(loop)
+
+    def Lock(self) -> "_ReaderRole":  # noqa: N802 - the name is trio's
+        return _ReaderRole(self._loop)
+
+    def open_nursery(self) -> "_Nursery":
+        return _Nursery(self._loop)
+
+
+class _LowLevel:
+    current_task = staticmethod(trio.lowlevel.current_task)
+    current_trio_token = staticmethod(trio.lowlevel.current_trio_token)
+    notify_closing = staticmethod(trio.lowlevel.notify_closing)
+
+    def __init__(self, loop: FuseLoop) -> None:
+        self.wait_readable = loop.wait_readable
+
+
+class _ReaderRole:
+    """Stands where pyfuse3 expects a lock around waiting for the descriptor; the role outlasts the `with`."""
+
+    def __init__(self, loop: FuseLoop) -> None:
+        self._loop = loop
+
+    async def __aenter__(self) -> None:
+        await self._loop.take_role()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
+
+
+class _Nursery:
+    def __init__(self, loop: FuseLoop) -> None:
+        self._loop = loop
+        self._manager = trio.open_nursery()
+        self._nursery: trio.Nursery | None = None
+
+    async def __aenter__(self) -> "_Nursery":
+        self._nursery = await self._manager.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._manager.__aexit__(kind, error, traceback)
+
+    def start_soon(self, function: Callable[..., Awaitable[None]], *args: object, name: str | None = None) -> None:
+        assert self._nursery is not None
+        self._loop.start(self._nursery, function, args)

@@ -1,0 +1,391 @@
+"""Joined inotify events to events of the product: paths, origin, new directories, exchanges.
+
+Everything the stream tells goes through here in order, and the tree of watched directories is changed as it passes.
+"""
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Generator, Iterator, Sequence
+from typing import Final
+
+from fusenotify import events, joiner
+from fusenotify.backing import Backing
+from fusenotify.echoes import Echoes, Expectation, LocalOperation
+from fusenotify.events import EXCHANGE, IS_DIR, LOCAL, RECOVERED, EventRecord, Reason
+from fusenotify.identity import InodeKey
+from fusenotify.joiner import Item, Move, RawEvent
+from fusenotify.tree import ROOT_PATH, Directory, Tree
+from fusenotify.watchers.inotify import Adoption, InotifyWatcher
+
+log = logging.getLogger(__name__)
+
+_KINDS: Final = {
+    joiner.IN_CREATE: events.CREATE,
+    joiner.IN_DELETE: events.DELETE,
+    joiner.IN_MODIFY: events.MODIFY,
+    joiner.IN_ATTRIB: events.ATTRIB,
+    joiner.IN_CLOSE_WRITE: events.CLOSE_WRITE,
+}
+_ROOT_GONE: Final = joiner.IN_DELETE_SELF | joiner.IN_UNMOUNT | joiner.IN_MOVE_SELF
+_CHUNK: Final = 512  # how many events are gathered before other work may be done
+
+
+class Translator:
+    """Turns the items of the joiner into event records, in batches.
+
+    Attributes:
+        tree: the watched directories as of the last item.
+        overflows: how often the kernel's queue lost events.
+        root_gone: whether the backing root was deleted, moved or unmounted.
+    """
+
+    def __init__(self, backing: Backing, watcher: InotifyWatcher, tree: Tree, echoes: Echoes) -> None:
+        self.tree = tree
+        self.overflows = 0
+        self.root_gone = False
+        self.seq = 0
+        self._backing = backing
+        self._watcher = watcher
+        self._echoes = echoes
+        self._time_ns = 0
+        self._batch: list[EventRecord] = []
+
+    # --- entry points ----------------------------------------------------------------------------------------------
+
+    def crawl(self) -> Iterator[list[EventRecord]]:
+        """Watch the whole tree. Yields nothing but the chance to do other work: nobody listens yet."""
+        yield from self._rebuild()
+
+    def translate(self, items: Sequence[Item], time_ns: int) -> Iterator[list[EventRecord]]:
+        """Yield the events of some items in batches; between two of them other work may be done."""
+        self._time_ns = time_ns
+        told_with_predecessor = False
+        for index, item in enumerate(items):
+            if told_with_predecessor:
+                told_with_predecessor = False
+                continue
+            if self._echoes:
+                yield from self._tell_unheard(item[0])
+            if isinstance(item, Move):
+                follower = items[index + 1] if index + 1 < len(items) else None
+                mirrored = isinstance(follower, Move) and follower.is_mirror_of(item)
+                told_with_predecessor = yield from self._on_move(item, mirrored)
+            elif (directory := self.tree.by_wd.get(item[1])) is not None:
+                yield from self._on_event(directory, item)
+            elif item[2] & joiner.IN_Q_OVERFLOW:
+                yield from self._on_overflow()
+        yield from self._flush()
+
+    def settle(self, position: int, time_ns: int) -> Iterator[list[EventRecord]]:
+        """Yield what local operations raise by themselves, once the stream has been processed up to `position`."""
+        self._time_ns = time_ns
+        yield from self._tell_unheard(position)
+        yield from self._flush()
+
+    def may_be_half_an_exchange(self, move: Move) -> bool:
+        """Whether the mirror image of this move may follow: its old name is there again, or still."""
+        old = self._directory(move.old_wd)
+        return old is not None and self._backing.stat_beneath(old.prefix + move.old_name) is not None
+
+    # --- one event -------------------------------------------------------------------------------------------------
+
+    def _on_event(self, directory: Directory, item: RawEvent) -> Iterator[list[EventRecord]]:
+        position, wd, mask, _, name = item
+        kind = _KINDS.get(mask & ~joiner.IN_ISDIR)
+        if kind is None or not name:
+            self._on_self(directory, wd, mask, position)
+            return
+        operation = self._claim(position, kind, directory, name) if self._echoes else None
+        known = self._window(directory, position)
+        is_dir = bool(mask & joiner.IN_ISDIR)
+        if kind == events.CREATE:
+            if known is None or name not in known:
+                yield from self._on_create(directory, name, is_dir, operation)
+        elif kind == events.DELETE:
+            if known is None or name in known:
+                yield from self._on_delete(directory, name, is_dir, operation)
+        else:
+            self._tell(kind, directory.prefix + name, operation, IS_DIR if is_dir else 0)
+
+    def _on_self(self, directory: Directory, wd: int, mask: int, position: int) -> None:
+        """Handle an event of the watched directory itself; but for the root its parent tells the same."""
+        if mask & joiner.IN_IGNORED:
+            self._watcher.forget(wd)
+            self.tree.set_wd(directory, None)
+        elif directory is not self.tree.root:
+            return
+        elif mask & joiner.IN_ATTRIB:
+            operation = self._claim(position, events.ATTRIB, directory, b"") if self._echoes else None
+            self._tell(events.ATTRIB, ROOT_PATH, operation, IS_DIR)
+        elif mask & _ROOT_GONE and not self.root_gone:
+            self.root_gone = True
+            self._tell(events.UNMOUNT, None, None, IS_DIR)
+
+    def _on_create(
+        self, directory: Directory, name: bytes, is_dir: bool, operation: LocalOperation | None
+    ) -> Iterator[list[EventRecord]]:
+        self._tell(events.CREATE, directory.prefix + name, operation, IS_DIR if is_dir else 0)
+        if directory.announced is not None:
+            directory.announced.add(name)
+        if is_dir:
+            yield from self._arrive(directory, name, operation)
+
+    def _on_delete(
+        self, directory: Directory, name: bytes, is_dir: bool, operation: LocalOperation | None
+    ) -> Iterator[list[EventRecord]]:
+        self._tell(events.DELETE, directory.prefix + name, operation, IS_DIR if is_dir else 0)
+        if directory.announced is not None:
+            directory.announced.discard(name)
+        if is_dir and (gone := directory.children.get(name)) is not None:
+            yield from self._flush()
+            self._leave(self.tree.detach(gone))
+
+    def _window(self, directory: Directory, position: int) -> set[bytes] | None:
+        """Return the names listeners know in a directory whose listing may have told what the stream tells again."""
+        if directory.announced is not None and position >= directory.announced_until:
+            directory.announced = None
+        return directory.announced
+
+    # --- renames ---------------------------------------------------------------------------------------------------
+
+    def _on_move(self, move: Move, mirrored: bool) -> Generator[list[EventRecord], None, bool]:
+        """Tell of a rename; return whether the item behind it has been told with it."""
+        old, new = self._directory(move.old_wd), self._directory(move.new_wd)
+        operation, expectation = self._claim_move(move) if self._echoes else (None, None)
+        if old is not None and new is not None:
+            if expectation is not None and expectation.exchange:
+                if expectation.heard == 1:
+                    yield from self._exchange(old, new, move, operation)
+                return False
+            if mirrored and expectation is None and self._looks_exchanged(old, new, move):
+                yield from self._exchange(old, new, move, None)
+                return True
+        if old is not None and (known := self._window(old, move.position)) is not None:
+            if move.old_name not in known:
+                old = None  # renamed before the listing came to it, so nobody has heard of that name
+            known.discard(move.old_name)
+        if new is not None and (known := self._window(new, move.position)) is not None:
+            if old is None and move.new_name in known:
+                return False
+            known.add(move.new_name)
+        yield from self._rename(old, new, move, operation)
+        return False
+
+    def _rename(
+        self, old: Directory | None, new: Directory | None, move: Move, operation: LocalOperation | None
+    ) -> Iterator[list[EventRecord]]:
+        if old is None and new is None:
+            return
+        old_path = old.prefix + move.old_name if old is not None else None
+        new_path = new.prefix + move.new_name if new is not None else None
+        self._tell(events.RENAME, new_path, operation, IS_DIR if move.is_dir else 0, old_path)
+        if move.is_dir:
+            yield from self._flush()  # what is queued so far is told by the paths of before
+        moved = old.children.get(move.old_name) if old is not None else None
+        if new is not None and moved is not None and moved.wd is not None:
+            self._leave(self.tree.move(moved, new, move.new_name))
+            return
+        if moved is not None:
+            self._leave(self.tree.detach(moved))
+        if new is None:
+            return
+        if move.is_dir:
+            yield from self._arrive(new, move.new_name, operation)
+        elif move.new_name in new.children:
+            self._leave(self.tree.detach(new.children[move.new_name]))
+
+    def _exchange(
+        self, old: Directory, new: Directory, move: Move, operation: LocalOperation | None
+    ) -> Iterator[list[EventRecord]]:
+        old_path, new_path = old.prefix + move.old_name, new.prefix + move.new_name
+        self._tell(events.RENAME, new_path, operation, EXCHANGE | (IS_DIR if move.is_dir else 0), old_path)
+        yield from self._flush()
+        self.tree.exchange(old, move.old_name, new, move.new_name)
+        if operation is None and not self._surely_exchanged(old_path, new_path):
+            for directory, name in ((old, move.old_name), (new, move.new_name)):
+                yield from self._refresh(directory, name)
+
+    def _refresh(self, directory: Directory, name: bytes) -> Iterator[list[EventRecord]]:
+        """Have listeners look again at a path that is in doubt."""
+        path = directory.prefix + name
+        found = self._backing.stat_beneath(path)
+        if found is not None:
+            is_dir = stat.S_ISDIR(found.st_mode)
+            self._tell(events.CREATE, path, None, RECOVERED | (IS_DIR if is_dir else 0))
+            if is_dir:
+                yield from self._arrive(directory, name, None)
+
+    def _looks_exchanged(self, old: Directory, new: Directory, move: Move) -> bool:
+        """Tell a RENAME_EXCHANGE from a rename there and back: after the latter, the new name is free."""
+        paths = old.prefix + move.old_name, new.prefix + move.new_name
+        return all(self._backing.stat_beneath(path) is not None for path in paths)
+
+    def _surely_exchanged(self, one: bytes, other: bytes) -> bool:
+        """Whether both were there before and changed in the same instant, which only an exchange does."""
+        first, second = self._backing.times_beneath(one), self._backing.times_beneath(other)
+        if first is None or second is None:
+            return False
+        return first.changed == second.changed and 0 < first.born < first.changed and 0 < second.born < second.changed
+
+    # --- directories come and go -----------------------------------------------------------------------------------
+
+    def _arrive(self, parent: Directory, name: bytes, cause: LocalOperation | None) -> Iterator[list[EventRecord]]:
+        """Watch a directory that has come into the tree, and tell of what is in it already."""
+        stack = [(parent, name)]
+        while stack:
+            parent, name = stack.pop()
+            adoption = self._adopt(parent.prefix + name)
+            if adoption is None or self._is_elsewhere(adoption, parent, name):
+                continue  # its delete or its rename is still in the stream
+            directory, gone = self.tree.attach(parent, name, adoption.wd, adoption.key)
+            self._leave([one for one in gone if one.wd != adoption.wd])
+            if adoption.overlaps:
+                directory.announced = {entry for entry, _ in adoption.entries}
+                directory.announced_until = adoption.until
+            for entry, is_dir in adoption.entries:
+                self._tell(events.CREATE, directory.prefix + entry, cause, RECOVERED | (IS_DIR if is_dir else 0))
+                if is_dir:
+                    stack.append((directory, entry))
+                if len(self._batch) >= _CHUNK:
+                    yield from self._flush()
+            self._watcher.drain()
+
+    def _adopt(self, path: bytes) -> Adoption | None:
+        """Take a directory under watch, unless a handler did so before; None when it is not there any more."""
+        try:
+            fd = self._backing.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                self._refuse(path, error)
+            return None
+        try:
+            status = os.fstat(fd)
+            key = InodeKey(status.st_dev, status.st_ino)
+            return self._watcher.adoptions.pop(key, None) or self._watcher.adopt(fd)
+        finally:
+            os.close(fd)
+
+    def _refuse(self, path: bytes, error: OSError) -> None:
+        log.warning("changes below %s are not heard: %s", os.fsdecode(path), error.strerror)
+        found = self._backing.stat_beneath(path)
+        if found is not None:
+            self._watcher.refuse(InodeKey(found.st_dev, found.st_ino))
+
+    def _is_elsewhere(self, adoption: Adoption, parent: Directory, name: bytes) -> bool:
+        """Whether this directory is in the tree under another name, so that a rename is still to be told."""
+        known = self._directory(adoption.wd)
+        return known is not None and (known.parent is not parent or known.name != name)
+
+    def _leave(self, gone: list[Directory]) -> None:
+        for directory in gone:
+            self._watcher.adoptions.pop(directory.key, None)
+            if directory.wd is not None:
+                self._watcher.unwatch(directory.wd)
+
+    def _on_overflow(self) -> Iterator[list[EventRecord]]:
+        """Events are lost: say so, and look at every directory again so that later ones are told rightly."""
+        self.overflows += 1
+        yield from self._flush()
+        self._tell(events.OVERFLOW, None, None, 0, reason=Reason.KERNEL)
+        yield from self._flush()
+        yield from self._rebuild()
+
+    def _rebuild(self) -> Iterator[list[EventRecord]]:
+        layout: dict[Directory, tuple[Directory | None, bytes, int | None]] = {}
+        stack: list[tuple[Directory | None, bytes, bytes]] = [(None, b"", ROOT_PATH)]
+        while stack:
+            parent, name, path = stack.pop()
+            adoption = self._adopt(path)
+            if adoption is None:
+                continue
+            directory = self._directory(adoption.wd) or self.tree.by_key.get(adoption.key)
+            if directory is None:
+                directory = Directory(parent, name, None, adoption.key)
+            if directory in layout:
+                continue  # the same directory under two names, by a bind mount: it has only one watch
+            layout[directory] = parent, name, adoption.wd
+            prefix = path + b"/" if parent is not None else b""
+            stack.extend((directory, entry, prefix + entry) for entry, is_dir in adoption.entries if is_dir)
+            if len(layout) % _CHUNK == 0:
+                yield from self._flush()
+        self._leave(self.tree.rearrange(layout))
+
+    # --- telling ---------------------------------------------------------------------------------------------------
+
+    def _directory(self, wd: int | None) -> Directory | None:
+        return self.tree.by_wd.get(wd) if wd is not None else None
+
+    def _claim(self, position: int, kind: int, directory: Directory, name: bytes) -> LocalOperation | None:
+        """Return the local operation that an event is the echo of, None for a remote change."""
+        operation = self._echoes.at(position)
+        if operation is not None:
+            for expectation in operation.expectations:
+                if expectation.kind == kind and not expectation.complete:
+                    at = expectation.at
+                    if (at.wd == directory.wd and at.name == name) or self._is(directory, name, expectation.inode):
+                        expectation.heard += 1
+                        return operation
+        return None
+
+    def _is(self, directory: Directory, name: bytes, inode: InodeKey | None) -> bool:
+        if inode is None:
+            return False
+        found = self._backing.stat_beneath(directory.prefix + name)
+        return found is not None and InodeKey(found.st_dev, found.st_ino) == inode
+
+    def _claim_move(self, move: Move) -> tuple[LocalOperation | None, Expectation | None]:
+        operation = self._echoes.at(move.position)
+        if operation is not None:
+            for expectation in operation.expectations:
+                if not expectation.complete and expectation.matches_move(move):
+                    expectation.heard += 1
+                    return operation, expectation
+        return None, None
+
+    def _tell_unheard(self, position: int) -> Iterator[list[EventRecord]]:
+        """Tell of local operations that raised no event, now that the stream has passed the place where it would be."""
+        for operation, expectation in self._echoes.passed(position):
+            at, to = expectation.at, expectation.to
+            directory = self.tree.by_key.get(at.directory)
+            if to is not None:
+                new = self.tree.by_key.get(to.directory)
+                move = Move(operation.end, operation.end, expectation.is_dir, None, at.name, None, to.name)
+                if expectation.exchange and directory is not None and new is not None:
+                    yield from self._exchange(directory, new, move, operation)
+                else:
+                    yield from self._rename(directory, new, move, operation)
+            elif directory is None:
+                continue  # not yet in the tree: when it comes in, its listing tells
+            elif expectation.kind == events.CREATE:
+                yield from self._on_create(directory, at.name, expectation.is_dir, operation)
+            elif expectation.kind == events.DELETE:
+                yield from self._on_delete(directory, at.name, expectation.is_dir, operation)
+            else:
+                flags = IS_DIR if expectation.is_dir else 0
+                self._tell(expectation.kind, directory.prefix + at.name or ROOT_PATH, operation, flags)
+
+    def _tell(
+        self,
+        kind: int,
+        path: bytes | None,
+        operation: LocalOperation | None,
+        flags: int,
+        old_path: bytes | None = None,
+        reason: str = "",
+    ) -> None:
+        self.seq += 1
+        if operation is None:
+            record = EventRecord(self.seq, self._time_ns, kind, flags, path, old_path, None, None, reason)
+        else:
+            record = EventRecord(
+                self.seq, self._time_ns, kind, flags | LOCAL, path, old_path, operation.pid, operation.uid, reason
+            )
+        self._batch.append(record)
+
+    def _flush(self) -> Iterator[list[EventRecord]]:
+        batch, self._batch = self._batch, []
+        yield batch

@@ -1,0 +1,193 @@
+"""inotify: one watch per directory, and a read buffer of our own.
+
+The kernel's queue holds 16384 events and loses the rest, so it is emptied first and looked at later: every caller that
+passes by drains it into the buffer. The stream of bytes has positions, which tell what came before what.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from fcntl import ioctl
+from termios import FIONREAD
+from typing import Final
+
+from inotify_simple import INotify, flags
+
+from fusenotify.backing import proc_path
+from fusenotify.errors import EnvironmentProblem
+from fusenotify.identity import InodeKey
+
+log = logging.getLogger(__name__)
+
+# OPEN, ACCESS and CLOSE_NOWRITE stay out: our own crawl raises them. Unlinked files are silent, as their name may by then
+# stand for another file.
+_MASK: Final = (
+    flags.CREATE
+    | flags.DELETE
+    | flags.MODIFY
+    | flags.ATTRIB
+    | flags.CLOSE_WRITE
+    | flags.MOVED_FROM
+    | flags.MOVED_TO
+    | flags.DELETE_SELF
+    | flags.MOVE_SELF
+    | flags.ONLYDIR
+    | flags.EXCL_UNLINK
+)
+# Beyond this many unprocessed bytes the kernel's queue is left to fill: an overflow event is better than no memory.
+_BUFFER_LIMIT: Final = 256 * 1024 * 1024
+_LIMIT_ADVICE: Final = (
+    "the limit of inotify watches is reached, so changes in some directories are not heard; "
+    "raise it with `sysctl fs.inotify.max_user_watches=1048576` and mount again"
+)
+
+
+@dataclass(slots=True)
+class Adoption:
+    """A directory as it was taken under watch.
+
+    Attributes:
+        wd: its watch descriptor; None where it could not be watched.
+        key: device and inode number.
+        entries: (name, is it a directory) of what was in it right after the watch was set.
+        overlaps: whether events came between the watch and the end of the listing, so that both may tell the same.
+        until: the position in the stream at the end of the listing.
+    """
+
+    wd: int | None
+    key: InodeKey
+    entries: list[tuple[bytes, bool]]
+    overlaps: bool
+    until: int
+
+
+class InotifyWatcher:
+    """The watches on the backing tree and the bytes they raised.
+
+    Attributes:
+        adoptions: directories that a handler took under watch before the stream told of them.
+    """
+
+    name = "inotify"
+
+    def __init__(self) -> None:
+        try:
+            self._inotify = INotify(nonblocking=True)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            raise EnvironmentProblem(
+                "no inotify instance is left for this user (fs.inotify.max_user_instances); "
+                "raise it with `sysctl fs.inotify.max_user_instances=1024` or end a program that watches files"
+            ) from error
+        self.adoptions: dict[InodeKey, Adoption] = {}
+        self.on_data: Callable[[], None] = lambda: None
+        self._wds: dict[InodeKey, int] = {}
+        self._refused: set[InodeKey] = set()
+        self._keys: dict[int, InodeKey] = {}
+        self._buffer: deque[bytes] = deque()
+        self._buffered = 0
+        self._read = 0
+        self._available = bytearray(4)
+
+    def close(self) -> None:
+        """Drop every watch."""
+        self._inotify.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait for."""
+        return self._inotify.fileno()
+
+    @property
+    def watches(self) -> int:
+        """How many watches are set."""
+        return len(self._keys)
+
+    @property
+    def deaf(self) -> int:
+        """How many directories could not be watched."""
+        return len(self._refused)
+
+    def refuse(self, key: InodeKey) -> None:
+        """Take note that a directory cannot even be opened."""
+        self._refused.add(key)
+
+    # --- the stream ------------------------------------------------------------------------------------------------
+
+    def drain(self) -> int:
+        """Move what the kernel holds into the buffer and return the position behind it, in bytes."""
+        fd = self._inotify.fileno()
+        ioctl(fd, FIONREAD, self._available)
+        waiting = int.from_bytes(self._available, "little")
+        if waiting and self._buffered < _BUFFER_LIMIT:
+            data = os.read(fd, waiting)
+            self._buffer.append(data)
+            self._buffered += len(data)
+            self._read += len(data)
+            waiting -= len(data)
+            self.on_data()
+        return self._read + waiting
+
+    def take(self) -> tuple[int, bytes] | None:
+        """Return the oldest buffered bytes and their position, None when there are none."""
+        if not self._buffer:
+            return None
+        position = self._read - self._buffered
+        data = self._buffer.popleft()
+        self._buffered -= len(data)
+        return position, data
+
+    # --- the watches -----------------------------------------------------------------------------------------------
+
+    def wd_of(self, key: InodeKey) -> int | None:
+        """Return the watch descriptor of a directory, None when it is not watched."""
+        return self._wds.get(key)
+
+    def has_heard_of(self, key: InodeKey) -> bool:
+        """Whether a directory is watched, or was found to be unwatchable."""
+        return key in self._wds or key in self._refused
+
+    def adopt(self, directory_fd: int) -> Adoption:
+        """Watch a directory, then list it: in this order nothing that appears in it can be missed.
+
+        `directory_fd` is a readable descriptor of it.
+        """
+        stat = os.fstat(directory_fd)
+        key = InodeKey(stat.st_dev, stat.st_ino)
+        before = self.drain()
+        wd = self._watch(directory_fd, key)
+        entries: list[tuple[bytes, bool]] = []
+        with contextlib.suppress(FileNotFoundError), os.scandir(directory_fd) as listing:
+            entries = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in listing]
+        until = self.drain()
+        return Adoption(wd, key, entries, until > before, until)
+
+    def _watch(self, directory_fd: int, key: InodeKey) -> int | None:
+        try:
+            wd: int = self._inotify.add_watch(proc_path(directory_fd), _MASK)
+        except OSError as error:
+            if error.errno == errno.ENOSPC and not self._refused:
+                log.warning("%s", _LIMIT_ADVICE)
+            if error.errno != errno.ENOENT:
+                self._refused.add(key)
+            return None
+        self._refused.discard(key)
+        self._wds[key] = wd
+        self._keys[wd] = key
+        return wd
+
+    def unwatch(self, wd: int) -> None:
+        """Stop watching a directory that has left the tree: a watch follows its inode wherever it goes."""
+        self.forget(wd)
+        with contextlib.suppress(OSError):  # EINVAL: the kernel dropped it when the directory was deleted
+            self._inotify.rm_watch(wd)
+
+    def forget(self, wd: int) -> None:
+        """Take note that the kernel has dropped a watch (IN_IGNORED)."""
+        key = self._keys.pop(wd, None)
+        if key is not None and self._wds.get(key) == wd:
+            del self._wds[key]

@@ -1,0 +1,51 @@
+"""Fixtures: a tmpfs of the session's own, and mounts on it. The tests need root and /dev/fuse, and fail without."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fusenotify import _linux
+from tests.harness import Mount, Watch, mounted
+
+
+@pytest.fixture(scope="session")
+def tmpfs() -> Iterator[Path]:
+    """A tmpfs that only this session uses."""
+    place = Path(tempfile.mkdtemp(prefix="fusenotify-test-"))
+    _linux.mount(b"fusenotify-test", os.fsencode(place), b"tmpfs", 0, b"mode=755")
+    try:
+        yield place
+    finally:
+        _linux.umount2(os.fsencode(place), _linux.MNT_DETACH)
+        place.rmdir()
+
+
+@pytest.fixture
+def directory(tmpfs: Path) -> Iterator[Path]:
+    """An empty directory on the tmpfs."""
+    with tempfile.TemporaryDirectory(dir=tmpfs, ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def mount(directory: Path) -> Iterator[Mount]:
+    """A mounted, empty backing tree."""
+    with mounted(directory) as mount:
+        yield mount
+
+
+@pytest.fixture
+def watching() -> Iterator[Callable[..., Watch]]:
+    """Start `fusenotify watch --json` with these arguments; it is in force when this returns."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments: str | Path) -> Watch:
+            watch = Watch(*arguments)
+            stack.callback(watch.close)
+            return watch
+
+        yield start

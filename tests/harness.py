@@ -1,0 +1,162 @@
+"""A real daemon on a real mount, for tests: started as a process, awaited by what it says, and always taken away."""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fusenotify import _linux
+
+FUSENOTIFY = [sys.executable, "-m", "fusenotify"]
+PATIENCE = 30.0  # seconds until a test that waits in vain fails
+
+
+class Mount:
+    """A mounted backing tree.
+
+    Attributes:
+        source: the backing tree, on a tmpfs of the test session.
+        mountpoint: where it is mounted.
+        socket: the unix socket the daemon listens on as well.
+        process: the daemon.
+    """
+
+    def __init__(self, source: Path, mountpoint: Path, state_dir: Path, arguments: Sequence[str] = ()) -> None:
+        self.source = source
+        self.mountpoint = mountpoint
+        self.socket = state_dir / "socket"
+        self.log = ""
+        self.process = subprocess.Popen(
+            [
+                *FUSENOTIFY, "mount", str(source), str(mountpoint), "--state-dir", str(state_dir),
+                "--listen", f"unix:{self.socket}", *arguments,
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read_log)
+        self._reader.start()
+        line = self._lines.get(timeout=PATIENCE)
+        if line is None or "is mounted at" not in line:
+            self.close()
+            raise AssertionError(f"the daemon did not start: {self.log}")
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log += line
+            self._lines.put(line)
+        self._lines.put(None)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the daemon."""
+        return self.process.pid
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """End the daemon by a signal and return its exit code."""
+        self.process.send_signal(how)
+        return self.process.wait(PATIENCE)
+
+    def close(self) -> None:
+        """Take everything away, whatever state it is in."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(PATIENCE)
+        with contextlib.suppress(OSError):
+            _linux.umount2(os.fsencode(self.mountpoint), _linux.MNT_DETACH)
+        self._reader.join(PATIENCE)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+@contextlib.contextmanager
+def mounted(directory: Path, arguments: Sequence[str] = ()) -> Iterator[Mount]:
+    """Mount a new backing tree in `directory`, which has to be on a tmpfs; afterwards check that nothing went wrong."""
+    paths = [directory / name for name in ("source", "mount", "state")]
+    for path in paths:
+        path.mkdir(exist_ok=True)
+    mount = Mount(*paths, arguments)
+    try:
+        yield mount
+    finally:
+        mount.close()
+    assert "Traceback" not in mount.log, mount.log
+
+
+class Watch:
+    """A running `fusenotify watch --json`, line by line."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        self.process = subprocess.Popen(
+            [*FUSENOTIFY, "watch", "--json", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self.ready = self.next()
+        assert self.ready is not None, self.errors()
+        assert self.ready["type"] == "ready"
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(json.loads(line))
+        self._lines.put(None)
+
+    def next(self) -> dict[str, Any] | None:
+        """Wait for the next line and return it; None at the end."""
+        return self._lines.get(timeout=PATIENCE)
+
+    def until(self, path: str) -> list[dict[str, Any]]:
+        """Return everything up to and including the first event on a path."""
+        lines = []
+        while (line := self.next()) is not None:
+            lines.append(line)
+            if path in (line.get("path"), line.get("old_path")):
+                return lines
+        raise AssertionError(f"watch ended before {path!r} came; it told {lines}")
+
+    def rest(self) -> list[dict[str, Any]]:
+        """Wait for the end and return everything up to it."""
+        lines = []
+        while (line := self.next()) is not None:
+            lines.append(line)
+        return lines
+
+    def errors(self) -> str:
+        """Wait for the end and return what was said on stderr."""
+        self.process.wait(PATIENCE)
+        assert self.process.stderr is not None
+        return self.process.stderr.read()
+
+    def close(self) -> None:
+        """End it."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+def run(*arguments: str | Path, timeout: float = PATIENCE) -> "subprocess.CompletedProcess[str]":
+    """Run one fusenotify command to its end."""
+    return subprocess.run([*FUSENOTIFY, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
