@@ -11,11 +11,11 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench soak clean
+.PHONY: help setup demo test check format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo '  ARGS="…" is handed on by demo, test, bench and soak; PYTHON=… chooses the interpreter.'
+	@echo '  ARGS="…" is handed on by demo, test and bench; PYTHON=… chooses the interpreter.'
 
 setup: $(STAMP) ## install what is missing: Debian packages, .venv, Python packages
 
@@ -35,11 +35,8 @@ format: $(STAMP) ## format the code and fix what can be fixed by itself
 	$(VENV)/bin/ruff check --fix-only
 	$(VENV)/bin/ruff format
 
-bench: $(STAMP) /dev/fuse ## measure latency and throughput (as root, by sudo)
-	$(SUDO) $(PY) bench/bench.py $(ARGS)
-
-soak: $(STAMP) /dev/fuse ## hammer a mount from both sides for long (as root, by sudo)
-	$(SUDO) $(PY) bench/soak.py $(ARGS)
+bench: $(STAMP) /dev/fuse ## measure, side by side with peers (as root, by sudo)
+	$(SUDO) $(PY) benchmarks/bench.py $(ARGS)
 
 clean: ## remove .venv, caches and build results
 	@set -- $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist; \

@@ -86,10 +86,10 @@ class Mount:
 @contextlib.contextmanager
 def mounted(directory: Path, arguments: Sequence[str] = ()) -> Iterator[Mount]:
     """Mount a new backing tree in `directory`, which has to be on a tmpfs; afterwards check that nothing went wrong."""
-    paths = [directory / name for name in ("source", "mount", "state")]
-    for path in paths:
+    source, mountpoint, state_dir = (directory / name for name in ("source", "mount", "state"))
+    for path in (source, mountpoint, state_dir):
         path.mkdir(exist_ok=True)
-    mount = Mount(*paths, arguments)
+    mount = Mount(source, mountpoint, state_dir, arguments)
     try:
         yield mount
     finally:
@@ -159,4 +159,6 @@ class Watch:
 
 def run(*arguments: str | Path, timeout: float = PATIENCE) -> "subprocess.CompletedProcess[str]":
     """Run one fusenotify command to its end."""
-    return subprocess.run([*FUSENOTIFY, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        [*FUSENOTIFY, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, check=False
+    )

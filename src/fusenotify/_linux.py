@@ -11,9 +11,7 @@ import struct
 from typing import Final, NamedTuple
 
 AT_FDCWD: Final = -100
-AT_SYMLINK_NOFOLLOW: Final = 0x100
 AT_EMPTY_PATH: Final = 0x1000
-RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 UTIME_OMIT: Final = (1 << 30) - 2
 MAX_HANDLE_SZ: Final = 128
@@ -22,17 +20,7 @@ RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 
-MS_RDONLY: Final = 1
-MS_NOSUID: Final = 2
-MS_NODEV: Final = 4
-MS_NOEXEC: Final = 8
-MS_SYNCHRONOUS: Final = 16
-MS_DIRSYNC: Final = 128
-MS_NOATIME: Final = 1024
-MS_NODIRATIME: Final = 2048
 MS_POSIXACL: Final = 1 << 16
-MS_RELATIME: Final = 1 << 21
-MS_STRICTATIME: Final = 1 << 24
 MNT_DETACH: Final = 2
 
 # The C library's setgroups() changes every thread of the process (POSIX); only the bare system call is per thread.
@@ -143,7 +131,7 @@ def _timespec(time_ns: int | None) -> _Timespec:
 
 
 def renameat2(old_dir_fd: int, old_name: bytes, new_dir_fd: int, new_name: bytes, flags: int) -> None:
-    """Rename with RENAME_NOREPLACE or RENAME_EXCHANGE."""
+    """Rename with the flags of renameat2(2), such as RENAME_EXCHANGE."""
     if _libc.renameat2(old_dir_fd, old_name, new_dir_fd, new_name, flags) != 0:
         _raise_errno(old_name)
 

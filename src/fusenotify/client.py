@@ -297,7 +297,7 @@ def open_group(*, limit: int | None = None) -> Group:
     """Return a new group, to be used as `async with open_group() as group:`.
 
     Args:
-        limit: how many events its queue holds before an overflow event takes the place of the rest; 131072 unless given.
+        limit: how many events its queue holds before an overflow event takes the place of the rest (131072).
     """
     return Group(limit)
 

@@ -15,6 +15,11 @@ from typing import Any, Final
 
 from fusenotify.errors import EnvironmentProblem, UsageError
 
+# The queue file: in every directory of a mount, and never listed.
+QUEUE_DIRECTORY: Final = ".fusenotify"
+QUEUE_NAME: Final = "queue"
+QUEUE_FILE: Final = f"{QUEUE_DIRECTORY}/{QUEUE_NAME}"
+
 
 class MountFlag(IntFlag):
     """The bits of mount(2) that options can set; the kernel's numbers (MS_*)."""

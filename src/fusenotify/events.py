@@ -1,6 +1,6 @@
 """The words of a change: kinds, origins, scopes, and the event in its two forms.
 
-`EventRecord` is what the daemon builds, queues and sends: plain integers and bytes, cheap to make by the hundred thousand.
+`EventRecord` is what the daemon builds, queues and sends: integers and bytes, cheap to make by the hundred thousand.
 `Event` is what a user of the library holds: a read-only view of one record.
 """
 

@@ -9,12 +9,13 @@ import pyfuse3
 
 from fusenotify import events
 from fusenotify.backing import proc_path
+from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.echoes import Expectation
 from fusenotify.inodes import Node
 from fusenotify.passthrough import Context, Passthrough, entry_of
-from fusenotify.queuefile import DIRECTORY_NAME
 from fusenotify.recorder import process_of
 
+_HIDDEN: Final = QUEUE_DIRECTORY.encode()
 # What a caller's open flags mean to the mount alone, or would misalign or block the daemon.
 _NOT_PASSED_ON: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_DIRECT | os.O_NONBLOCK
 
@@ -166,7 +167,7 @@ class Files:
         if name in (b".", b".."):
             own = os.fstat(listing.fd)
             return pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry_of(listing.node, own), next_offset)
-        if name == DIRECTORY_NAME:
+        if name == _HIDDEN:
             return True
         try:
             found = self._tree.backing.find(listing.fd, name)

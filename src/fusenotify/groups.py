@@ -239,8 +239,8 @@ class Groups:
         """
         if scope == SUBTREE and uid not in (0, self._owner) and not self._watch_other:
             raise NotPermitted(
-                "watching a subtree is for the daemon's user and root, as it tells names in directories that others may "
-                "not read; watch single directories, or mount with -o watch_other"
+                "watching a subtree is for the daemon's user and root, as it tells names in directories that others "
+                "may not read; watch single directories, or mount with -o watch_other"
             )
 
     def make_mark(self, group: Group, request: AddMark) -> Mark:

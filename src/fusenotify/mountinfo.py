@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from fusenotify.config import QUEUE_FILE
+
 FS_TYPE: Final = "fuse.fusenotify"
-QUEUE_FILE: Final = ".fusenotify/queue"
 
 
 @dataclass(frozen=True)

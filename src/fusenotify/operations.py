@@ -14,16 +14,18 @@ from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, FUSEError, InodeT, ModeT, XAttrNameT
 
+from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.files import Files
 from fusenotify.inodes import FIRST_VIRTUAL
 from fusenotify.passthrough import Context, Passthrough
-from fusenotify.queuefile import DIRECTORY_NAME, QueueFiles
+from fusenotify.queuefile import QueueFiles
 from fusenotify.session import FuseLoop
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_RESERVED: Final = QUEUE_DIRECTORY.encode()
 _ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
 
@@ -64,7 +66,7 @@ class Operations(pyfuse3.Operations):
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: Context) -> EntryAttributes:
         if parent_inode >= FIRST_VIRTUAL:
             return self._queues.lookup(parent_inode, name)
-        if name == DIRECTORY_NAME:
+        if name == _RESERVED:
             return self._queues.lookup_in(self._tree.table.get(parent_inode))
         return self._tree.lookup(parent_inode, name)
 
@@ -241,7 +243,7 @@ class Operations(pyfuse3.Operations):
 
 def _check_name(nodeid: int, name: bytes) -> None:
     """Refuse changes in and of what is not of the backing tree."""
-    if nodeid >= FIRST_VIRTUAL or name == DIRECTORY_NAME:
+    if nodeid >= FIRST_VIRTUAL or name == _RESERVED:
         _not_permitted()
 
 

@@ -292,8 +292,8 @@ class Passthrough:
 def _raised_by(fields: pyfuse3.SetattrFields) -> Iterator[tuple[int, int, bool]]:
     """Yield (kind, how many at most, may it fail to come) of the events that a change raises.
 
-    The rules are those of the kernel's fsnotify_change(): a size is MODIFY, both times are ATTRIB, the modification time
-    alone is MODIFY, the access time alone is neither. Truncation may clear set-id bits, which is one ATTRIB more.
+    The rules are those of the kernel's fsnotify_change(): a size is MODIFY, both times are ATTRIB, the modification
+    time alone is MODIFY, the access time alone is neither. Truncation may clear set-id bits, which is one ATTRIB more.
     """
     attribs = bool(fields.update_mode) + bool(fields.update_uid or fields.update_gid)
     attribs += bool(fields.update_atime and fields.update_mtime)
@@ -328,7 +328,7 @@ def _change(fd: int, open_fd: int | None, wanted: pyfuse3.EntryAttributes, field
 def entry_of(node: Node, status: os.stat_result) -> pyfuse3.EntryAttributes:
     """Return what a lookup answers: the node and its attributes.
 
-    The kernel may keep nothing of it: coherence by invalidation is not there yet (docs/guarantees.md), so every use asks.
+    The kernel may keep nothing of it: coherence by invalidation is not there yet (docs/guarantees.md).
     """
     entry = attributes_of(node, status)
     entry.st_ino = pyfuse3.InodeT(node.nodeid)

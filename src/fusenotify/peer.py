@@ -146,8 +146,11 @@ class Peer:
         if self._group is not None:
             raise ProtocolError("`hello` was said already")
         self._group = self._services.groups.open(self._credentials.uid, self._base, request.limit)
-        self._group.on_queued = lambda: self.on_output()
+        self._group.on_queued = self._tell_output
         return Welcome(protocol.VERSION, self._services.epoch)
+
+    def _tell_output(self) -> None:
+        self.on_output()  # which may have been set after the group was opened
 
     async def _mark(self, group: Group, request: AddMark) -> Done:
         """Add a mark; what happened before is not told, so that nothing is heard twice or by halves."""

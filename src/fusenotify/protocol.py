@@ -1,7 +1,7 @@
 """The messages between a daemon and its clients, and the frames they travel in. docs/protocol.md is its specification.
 
 A frame is a length (4 bytes, little-endian, of what follows) and one MessagePack array whose first element names the
-message. The same frames go over the queue file and over sockets. Trailing fields that a reader does not know are ignored.
+message. The same frames go over the queue file and over sockets. Trailing fields unknown to a reader are ignored.
 """
 
 import struct

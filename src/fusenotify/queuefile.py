@@ -14,14 +14,14 @@ from typing import Final
 import pyfuse3
 import trio
 
+from fusenotify.config import QUEUE_NAME
 from fusenotify.errors import ProtocolError
 from fusenotify.inodes import FIRST_VIRTUAL, Node
 from fusenotify.peer import Credentials, Peer, Services
 from fusenotify.session import FuseLoop
 from fusenotify.tree import Directory, Tree
 
-DIRECTORY_NAME: Final = b".fusenotify"
-FILE_NAME: Final = b"queue"
+_NAME: Final = QUEUE_NAME.encode()
 MOST_OPEN: Final = 16384  # queue files of all users together
 _READY_TO_WRITE: Final = select.POLLOUT | select.POLLWRNORM
 _READY_TO_READ: Final = select.POLLIN | select.POLLRDNORM
@@ -94,7 +94,7 @@ class QueueFiles:
         place, is_file = self._at(nodeid)
         if is_file:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if name == FILE_NAME:
+        if name == _NAME:
             return self._looked_up(place, is_file=True)
         if name == b".":
             return self._looked_up(place, is_file=False)
@@ -145,7 +145,7 @@ class QueueFiles:
         place, _ = self._at(fh)
         if offset == 0:
             place.lookups[True] += 1
-            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(FILE_NAME), self._entry(place, is_file=True), 1):
+            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(_NAME), self._entry(place, is_file=True), 1):
                 place.lookups[True] -= 1
 
     # --- the file ----------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ class QueueFiles:
                 queue.peer.close()
 
     def read(self, fh: int, size: int) -> bytes:
-        """Return whole frames; EAGAIN where there is none, also to a blocking reader, whom no signal could interrupt."""
+        """Return whole frames; EAGAIN where there is none, also to a blocking reader: no signal could interrupt it."""
         queue = self._open[fh]
         try:
             data = queue.peer.output(size)

@@ -1,7 +1,7 @@
 """The FUSE session loop: who reads the FUSE descriptor, and what happens while a handler waits.
 
-pyfuse3 reaches its event loop through one module attribute, `pyfuse3.trio`, so that asyncio can stand in for trio. `FuseLoop`
-stands in there too and keeps the concurrency contract of docs/architecture.md:
+pyfuse3 reaches its event loop through one module attribute, `pyfuse3.trio`, so that asyncio can stand in for trio.
+`FuseLoop` stands in there too and keeps the concurrency contract of docs/architecture.md:
 
 - exactly one task holds the reader's role and serves one request after the other; trio gets a turn when nothing is
   waiting, and after every `_STREAK` requests;
@@ -55,7 +55,7 @@ class FuseLoop:
     async def quiet(self) -> None:
         """Return when every request that the kernel has queued by now has been read and answered or parked."""
         await trio.lowlevel.checkpoint()
-        while self._poll.poll(0):  # noqa: ASYNC110 - nothing but the descriptor itself could tell
+        while self._poll.poll(0):
             await trio.lowlevel.checkpoint()
 
     def hand_over(self) -> None:

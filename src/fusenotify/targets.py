@@ -3,8 +3,9 @@
 import os
 from dataclasses import dataclass
 
+from fusenotify.config import QUEUE_FILE
 from fusenotify.errors import DaemonGone, NotAMount, UsageError
-from fusenotify.transports import QUEUE_FILE, QueueFile, Transport, UnixSocket
+from fusenotify.transports import QueueFile, Transport, UnixSocket
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Final, Protocol
 import anyio
 import anyio.abc
 
+from fusenotify.config import QUEUE_FILE
 from fusenotify.errors import DaemonGone, NotAMount, NotPermitted
 
-QUEUE_FILE: Final = ".fusenotify/queue"
 _READ_SIZE: Final = 1 << 20
 _GONE: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.ESTALE, errno.EIO})
 

@@ -145,7 +145,7 @@ class Tree:
         directory.forget_prefix()
 
     def rearrange(self, layout: dict[Directory, tuple[Directory | None, bytes, int | None]]) -> list[Directory]:
-        """Make the tree what a fresh crawl has found: directory -> (parent, name, wd). Return what is not in it any more.
+        """Make the tree what a fresh crawl has found: directory -> (parent, name, wd). Return what has left it.
 
         Directories keep their objects, and with them the marks on them, wherever they have moved.
         """

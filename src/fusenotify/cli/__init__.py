@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # noqa: BLE001 - a traceback is for --debug
+    except Exception as error:
         return _fail(f"internal error: {error!r}; run again with --debug and report it", 1, debug=options.debug)
     return code
 

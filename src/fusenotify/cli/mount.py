@@ -75,7 +75,7 @@ def _in_background(serve: Serve, target: Target, options: MountOptions, listen: 
 
 
 def _be_daemon(serve: Serve, target: Target, options: MountOptions, listen: Sequence[str], report: int) -> NoReturn:
-    """Be the process that serves the mount: of its own session, without a terminal, with a log in the state directory."""
+    """Be the process that serves the mount: its own session, no terminal, a log in the state directory."""
     os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)

@@ -23,8 +23,8 @@ from fusenotify.identity import InodeKey
 
 log = logging.getLogger(__name__)
 
-# OPEN, ACCESS and CLOSE_NOWRITE stay out: our own crawl raises them. Unlinked files are silent, as their name may by then
-# stand for another file.
+# OPEN, ACCESS and CLOSE_NOWRITE stay out: our own crawl raises them. Unlinked files are silent, as their name may by
+# then stand for another file.
 _MASK: Final = (
     flags.CREATE
     | flags.DELETE
@@ -100,7 +100,8 @@ class InotifyWatcher:
 
     def fileno(self) -> int:
         """Return the descriptor to wait for."""
-        return self._inotify.fileno()
+        fd: int = self._inotify.fileno()
+        return fd
 
     @property
     def watches(self) -> int:
