@@ -7,6 +7,7 @@ handle, or by a path that the kernel keeps beneath the root (openat2 with RESOLV
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from typing import Final, Protocol
 
@@ -87,22 +88,28 @@ class Found:
 
     __slots__ = ("_backing", "_fd", "identity", "key", "stat")
 
-    def __init__(self, backing: "Backing", fd: int, identity: Identity, stat: os.stat_result) -> None:
+    def __init__(self, backing: "Backing", fd: int, identity: Identity, status: os.stat_result) -> None:
         self._backing = backing
         self._fd = fd
         self.identity = identity
-        self.stat = stat
-        self.key = InodeKey(stat.st_dev, stat.st_ino)
+        self.stat = status
+        self.key = InodeKey(status.st_dev, status.st_ino)
 
     @property
     def fd(self) -> int:
-        """The O_PATH descriptor, valid until `keep` or `close`."""
+        """The O_PATH descriptor, valid until `keep`, `hold` or `close`."""
         return self._fd
 
     def keep(self) -> Reference:
         """Return a reference to the object; nothing else may be done with this afterwards but `close`."""
         if self._backing.opens_handles and isinstance(self.identity, FileHandle):
-            return HandleReference(self._backing.mount_fd(self.key.device, self._fd), self.identity)
+            mount_fd = self._backing.mount_fd(self)
+            if mount_fd is not None:
+                return HandleReference(mount_fd, self.identity)
+        return self.hold()
+
+    def hold(self) -> "DescriptorReference":
+        """Return a reference that keeps the object alive; nothing else may be done with this afterwards but `close`."""
         fd, self._fd = self._fd, -1
         return DescriptorReference(fd)
 
@@ -124,10 +131,9 @@ class Backing:
 
     def __init__(self, source: str) -> None:
         self.root_fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        stat = os.fstat(self.root_fd)
-        self.root_key = InodeKey(stat.st_dev, stat.st_ino)
-        self._mount_fds: dict[int, int] = {stat.st_dev: self.root_fd}
-        self._fsids: dict[int, int] = {stat.st_dev: os.fstatvfs(self.root_fd).f_fsid}
+        self.root_key = self._key(self.root_fd)
+        self._mount_fds: dict[int, int] = {self.root_key.device: self.root_fd}
+        self._fsids: dict[int, int] = {self.root_key.device: os.fstatvfs(self.root_fd).f_fsid}
         self.opens_handles = self._try_handles()
 
     def close(self) -> None:
@@ -145,12 +151,16 @@ class Backing:
             raise
         return True
 
-    def mount_fd(self, device: int, object_fd: int) -> int:
-        """Return a descriptor on the filesystem `device`, of which `object_fd` is an object (O_PATH will not do)."""
-        fd = self._mount_fds.get(device)
-        if fd is None:
-            fd = os.open(proc_path(object_fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            self._mount_fds[device] = fd
+    def mount_fd(self, found: Found) -> int | None:
+        """Return a readable descriptor on the filesystem of an object, None if the object cannot lend one.
+
+        The first object seen of a filesystem is where it is mounted: a directory, or a single file that is not to be
+        opened, as opening a FIFO or a device does something.
+        """
+        fd = self._mount_fds.get(found.key.device)
+        if fd is None and stat.S_ISDIR(found.stat.st_mode):
+            fd = os.open(proc_path(found.fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._mount_fds[found.key.device] = fd
         return fd
 
     def find(self, directory_fd: int, name: bytes) -> Found:
@@ -159,12 +169,7 @@ class Backing:
         Raises:
             OSError: as from open(2).
         """
-        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
-        try:
-            return self._found(fd)
-        except BaseException:
-            os.close(fd)
-            raise
+        return self._found(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd))
 
     def find_open(self, fd: int) -> Found:
         """Look up the object of an open descriptor, which stays the caller's."""
@@ -174,18 +179,43 @@ class Backing:
         """Look up the root itself."""
         return self._found(os.dup(self.root_fd))
 
-    def _found(self, fd: int) -> Found:
-        stat = os.fstat(fd)
-        return Found(self, fd, self._identity(fd, stat), stat)
+    def contains(self, fd: int) -> bool:
+        """Whether a directory is the root or below it now, going up by `..`."""
+        key, fd = self._key(fd), os.dup(fd)
+        try:
+            while key != self.root_key:
+                above = os.open(b"..", os.O_PATH | os.O_CLOEXEC, dir_fd=fd)
+                os.close(fd)
+                fd = above
+                previous, key = key, self._key(fd)
+                if key == previous:
+                    return False  # the root of everything
+            return True
+        finally:
+            os.close(fd)
 
-    def _identity(self, fd: int, stat: os.stat_result) -> Identity:
+    def _key(self, fd: int) -> InodeKey:
+        status = os.fstat(fd)
+        return InodeKey(status.st_dev, status.st_ino)
+
+    def _found(self, fd: int) -> Found:
+        """Make `fd` the result's; it is closed where there is none."""
+        try:
+            status = os.fstat(fd)
+            return Found(self, fd, self._identity(fd, status), status)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _identity(self, fd: int, status: os.stat_result) -> Identity:
         if self.opens_handles:
             try:
-                return FileHandle(self._fsid(fd, stat.st_dev), *_linux.name_to_handle_at(fd, b"", _linux.AT_EMPTY_PATH))
+                handle = _linux.name_to_handle_at(fd, b"", _linux.AT_EMPTY_PATH)
+                return FileHandle(self._fsid(fd, status.st_dev), *handle)
             except OSError as error:
                 if error.errno not in _NO_HANDLES:
                     raise
-        return InodeNumber(stat.st_dev, stat.st_ino)
+        return InodeNumber(status.st_dev, status.st_ino)
 
     def _fsid(self, fd: int, device: int) -> int:
         fsid = self._fsids.get(device)

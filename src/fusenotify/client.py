@@ -6,8 +6,8 @@ reads for all.
 
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -23,6 +23,7 @@ from fusenotify.targets import Target, resolve
 from fusenotify.transports import Transport
 
 _BATCH = 1024
+_LAST_WORDS = 1.0  # seconds to tell a daemon that a mark is not wanted after all
 _REPLY_LIMIT = 64 << 20  # bytes; the daemon decides how long its frames are
 _ORIGINS = {
     Origin.ANY: protocol.LOCAL_ORIGIN | protocol.REMOTE_ORIGIN,
@@ -62,21 +63,56 @@ class Connection:
         self._transport = transport
         self._frames = FrameBuffer(_REPLY_LIMIT)
         self._answers: dict[int, protocol.Reply] = {}
+        self._marking: dict[int, Callable[[Done], Mark]] = {}  # request -> what makes the mark that it asks for
+        self._abandoned: set[int] = set()  # requests whose answers nobody waits for any more
+        self._sending = anyio.Lock()
         self._reading = anyio.Lock()
         self._requests = 0
         self._received = 0
 
     async def hello(self, limit: int) -> None:
         """Open the group on the daemon's side."""
-        await self._transport.send(protocol.encode(Hello(protocol.VERSION, limit)))
+        await self._send(Hello(protocol.VERSION, limit))
         await self._await_answer(0)
 
     async def request(self, message: AddMark | RemoveMark | Sync | AskStatus) -> protocol.Reply:
         """Send a request and return the answer; the request gets its number here."""
         self._requests += 1
-        message.request = self._requests
-        await self._transport.send(protocol.encode(message))
-        return await self._await_answer(message.request)
+        number = message.request = self._requests
+        try:
+            await self._send(message)
+            return await self._await_answer(number)
+        except anyio.get_cancelled_exc_class():
+            if self._answers.pop(number, None) is None:
+                self._abandoned.add(number)
+            raise
+
+    async def mark(self, message: AddMark, make: Callable[[Done], Mark]) -> Mark:
+        """Send a request for a mark; `make` makes it of the answer.
+
+        The mark is there before any event behind the answer is looked at, whichever task reads it.
+        """
+        self._marking[self._requests + 1] = make
+        try:
+            await self.request(message)
+        except anyio.get_cancelled_exc_class():
+            await self._give_up(message.mark)
+            raise
+        finally:
+            self._marking.pop(message.request, None)
+        return self.marks[message.mark]
+
+    async def _give_up(self, mark: int) -> None:
+        """Remove a mark that nobody has come to know, without waiting for the answer."""
+        self.marks.pop(mark, None)
+        self._requests += 1
+        self._abandoned.add(self._requests)
+        with suppress(DaemonGone), anyio.move_on_after(_LAST_WORDS, shield=True):
+            await self._send(RemoveMark(self._requests, mark))
+
+    async def _send(self, message: protocol.Request) -> None:
+        async with self._sending:
+            await self._transport.send(protocol.encode(message))
 
     async def _await_answer(self, request: int) -> protocol.Reply:
         while request not in self._answers:
@@ -106,28 +142,31 @@ class Connection:
     def _take(self, message: protocol.Reply) -> None:
         match message:
             case Events(mark, records):
-                first = records[0]
-                if first.kind == OVERFLOW:
-                    self.queue.push_overflow(first.seq, first.time_ns, first.reason)
-                else:
+                if records and records[0].kind == OVERFLOW:
+                    self.queue.push_overflow(records[0].seq, records[0].time_ns, records[0].reason)
+                elif records:
                     self.queue.push(mark, Batch(records))
             case protocol.Welcome(_, epoch):
                 self.epoch = epoch
                 self._answers[0] = message
             case Done(request) | Report(request) | Refusal(request):
+                if request in self._abandoned:
+                    self._abandoned.remove(request)
+                    return
+                if isinstance(message, Done) and request in self._marking:
+                    made = self._marking[request](message)
+                    self.marks[made._number] = made
                 self._answers[request] = message
 
     def pop(self) -> list[Event]:
         """Return the oldest events that have been received, none if there are none."""
-        waiting = self.queue.peek(_BATCH)
-        if waiting is None:
-            return []
-        number, batch = waiting
-        self.queue.pop()
-        mark = self.marks.get(number)
-        if number and mark is None:
-            return []  # unmarked meanwhile
-        return [Event(record, self.epoch, mark) for record in batch.records]
+        while (waiting := self.queue.peek(_BATCH)) is not None:
+            number, batch = waiting
+            self.queue.pop()
+            mark = self.marks.get(number)
+            if mark is not None or not number:  # else unmarked meanwhile
+                return [Event(record, self.epoch, mark) for record in batch.records]
+        return []
 
     async def aclose(self) -> None:
         """Hang up."""
@@ -180,23 +219,22 @@ class Group:
         connection = await self._connect(resolved)
         self._numbers += 1
         number = self._numbers
-        answer = await connection.request(
-            AddMark(
-                request=0,
-                mark=number,
-                path=resolved.path,
-                scope=str(scope),
-                kinds=int(kinds),
-                origins=_ORIGINS[Origin(origin)],
-                exclude_pid=os.getpid() if exclude_self else None,
-                uids=None if uids is None else tuple(uids),
-            )
+        request = AddMark(
+            request=0,
+            mark=number,
+            path=resolved.path,
+            scope=str(scope),
+            kinds=int(kinds),
+            origins=_ORIGINS[Origin(origin)],
+            exclude_pid=os.getpid() if exclude_self else None,
+            uids=None if uids is None else tuple(uids),
         )
-        assert isinstance(answer, Done)
-        cursor = format_cursor(connection.epoch, answer.seq)
-        mark = Mark(resolved.given, Scope(scope), Kind(kinds), Origin(origin), cursor, connection, number)
-        connection.marks[number] = mark
-        return mark
+
+        def make(answer: Done) -> Mark:
+            cursor = format_cursor(connection.epoch, answer.seq)
+            return Mark(resolved.given, Scope(scope), Kind(kinds), Origin(origin), cursor, connection, number)
+
+        return await connection.mark(request, make)
 
     async def unmark(self, mark: Mark) -> None:
         """Lose an interest; events of it that wait are dropped.
@@ -208,11 +246,11 @@ class Group:
         if connection.marks.get(mark._number) is not mark:
             raise UsageError(f"this group has no such mark: {mark!r}")
         await connection.request(RemoveMark(0, mark._number))
-        del connection.marks[mark._number]
+        connection.marks.pop(mark._number, None)
 
     async def sync(self) -> None:
         """Return when every change made before this call, on either side of every mount, is in the queue."""
-        for connection in self._connections.values():
+        for connection in tuple(self._connections.values()):
             await connection.request(Sync(0))
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -252,20 +290,20 @@ class Group:
         if len(connections) == 1:
             await connections[0].read()
             return
-        gone: list[DaemonGone] = []
+        failed: list[Exception] = []
 
         async def read(connection: Connection, scope: anyio.CancelScope) -> None:
             try:
                 await connection.read()
-            except DaemonGone as error:
-                gone.append(error)
+            except Exception as error:  # noqa: BLE001 - it is raised below, not in a group of one
+                failed.append(error)
             scope.cancel()
 
         async with anyio.create_task_group() as tasks:
             for connection in connections:
                 tasks.start_soon(read, connection, tasks.cancel_scope)
-        if gone:
-            raise gone[0]
+        if failed:
+            raise failed[0]
 
     async def _connect(self, target: Target) -> Connection:
         async with self._connecting:
@@ -288,9 +326,8 @@ class Group:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Hang up on every daemon."""
-        for connection in self._connections.values():
-            await connection.aclose()
-        self._connections.clear()
+        while self._connections:
+            await self._connections.popitem()[1].aclose()
 
 
 def open_group(*, limit: int | None = None) -> Group:

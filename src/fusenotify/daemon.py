@@ -145,8 +145,8 @@ class Daemon:
     def _status(self) -> Status:
         return Status(
             pid=os.getpid(),
-            source=str(self._target.source),
-            mountpoint=str(self._target.mountpoint),
+            source=os.fsencode(self._target.source),
+            mountpoint=os.fsencode(self._target.mountpoint),
             watcher=self._watcher.name,
             native="off",
             cursor=format_cursor(self._epoch, self._translator.seq),

@@ -1,8 +1,8 @@
 """Which events of the backing tree are echoes of operations made through the mount.
 
 A handler notes where the watcher's stream of bytes stood before and after its system calls. Its echoes lie between the
-two, and no other handler's can (handlers do not overlap, see docs/architecture.md), so an event inside the bracket that
-is what the operation was expected to raise is `local`; everything else is remote. An expectation that nothing matched had
+two, and no other handler's can (handlers do not overlap, see docs/architecture.md), so an event inside the bracket
+that is what the operation was expected to raise is `local`; everything else is remote. An expectation that nothing matched had
 no echo (the directory is not watched, the event merged into an unread one, or the queue overflowed) and is published by
 the operation itself when the stream passes the end of the bracket.
 """

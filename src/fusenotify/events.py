@@ -106,19 +106,24 @@ class EventRecord(msgspec.Struct, array_like=True, gc=False):
 
 
 class Event:
-    """One change, as an iterator of the library yields it. Read-only."""
+    """One change, as an iterator of the library yields it. Read-only.
 
-    __slots__ = ("_epoch", "_record", "mark")
+    Attributes:
+        mark: the mark that let it through; None for what concerns the whole group (overflow, unmount).
+        record: the event as it was sent.
+    """
+
+    __slots__ = ("_epoch", "mark", "record")
 
     def __init__(self, record: EventRecord, epoch: str, mark: object) -> None:
-        self._record = record
+        self.record = record
         self._epoch = epoch
         self.mark = mark
 
     @property
     def kind(self) -> Kind:
         """What happened: exactly one kind."""
-        return _KIND_BY_BIT[self._record.kind]
+        return _KIND_BY_BIT[self.record.kind]
 
     @property
     def path(self) -> str | None:
@@ -126,61 +131,67 @@ class Event:
 
         None for a rename to a place outside all marks, and for an overflow that puts everything in doubt.
         """
-        return _decoded(self._record.path)
+        return _decoded(self.record.path)
 
     @property
     def old_path(self) -> str | None:
         """Where a rename came from; None for other kinds and for what came from outside all marks."""
-        return _decoded(self._record.old_path)
+        return _decoded(self.record.old_path)
 
     @property
     def exchange(self) -> bool:
         """Whether a rename swapped the two paths (RENAME_EXCHANGE of renameat2(2))."""
-        return bool(self._record.flags & EXCHANGE)
+        return bool(self.record.flags & EXCHANGE)
 
     @property
     def is_dir(self) -> bool:
         """Whether the object is a directory."""
-        return bool(self._record.flags & IS_DIR)
+        return bool(self.record.flags & IS_DIR)
 
     @property
     def recovered(self) -> bool:
         """Whether the change was found by looking, not heard as it happened."""
-        return bool(self._record.flags & RECOVERED)
+        return bool(self.record.flags & RECOVERED)
 
     @property
     def origin(self) -> Origin:
         """Where the change was made."""
-        return Origin.LOCAL if self._record.flags & LOCAL else Origin.REMOTE
+        return Origin.LOCAL if self.record.flags & LOCAL else Origin.REMOTE
 
     @property
     def reason(self) -> Reason | None:
         """Why an overflow event came; None for other kinds."""
-        return Reason(self._record.reason) if self._record.reason else None
+        return Reason(self.record.reason) if self.record.reason else None
 
     @property
     def cursor(self) -> str:
         """The position right after this event in the history of changes."""
-        return format_cursor(self._epoch, self._record.seq)
+        return format_cursor(self._epoch, self.record.seq)
 
     @property
     def time(self) -> datetime:
         """When the daemon heard it (UTC)."""
-        return _EPOCH_START + timedelta(microseconds=self._record.time_ns // 1000)
+        return _EPOCH_START + timedelta(microseconds=self.record.time_ns // 1000)
 
     @property
     def pid(self) -> int | None:
         """The process (thread group) that made the change, None where unknown."""
-        return self._record.pid
+        return self.record.pid
 
     @property
     def uid(self) -> int | None:
         """The user id of that process, None where unknown."""
-        return self._record.uid
+        return self.record.uid
 
     def __repr__(self) -> str:
         sides = f"{self.old_path!r} -> {self.path!r}" if self.kind is Kind.RENAME else repr(self.path)
         return f"<Event {kind_name(self.kind)} {sides} {self.origin}{' recovered' if self.recovered else ''}>"
+
+
+def utc_text(time_ns: int) -> str:
+    """Return nanoseconds since the epoch as ISO 8601 text with microseconds."""
+    seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds // 1000:06}Z"
 
 
 def _decoded(path: bytes | None) -> str | None:

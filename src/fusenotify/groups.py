@@ -6,13 +6,15 @@ from typing import Final
 
 from fusenotify import events
 from fusenotify.errors import LimitReached, NotPermitted, UsageError
-from fusenotify.events import ALWAYS, IS_DIR, LOCAL, OVERFLOW, RECOVERED, EventRecord
+from fusenotify.events import ALWAYS, EXCHANGE, IS_DIR, LOCAL, OVERFLOW, RECOVERED, EventRecord
 from fusenotify.protocol import DIR, LOCAL_ORIGIN, REMOTE_ORIGIN, SUBTREE, AddMark
 from fusenotify.queue import DEFAULT_LIMIT, Batch, Queue
 from fusenotify.tree import ROOT_PATH, Directory, Tree
 
 MOST_GROUPS_PER_UID: Final = 1024
 MOST_MARKS: Final = 8192
+MOST_EVENTS: Final = 1 << 20  # in a queue, but for the daemon's user and root
+MOST_UIDS: Final = 1024  # in a mark
 _ANY_ORIGIN: Final = LOCAL_ORIGIN | REMOTE_ORIGIN
 
 # Lists what is below a directory: (path, is it a directory), parents first.
@@ -118,6 +120,7 @@ class Group:
         """Queue what of a batch the marks let through."""
         if not self._marks:
             return
+        waiting = len(self.queue)
         first = batch.records[0]
         if first.kind == OVERFLOW:  # it comes alone (see `translation`)
             self.queue.push_overflow(first.seq, first.time_ns, first.reason)
@@ -125,7 +128,8 @@ class Group:
             self.queue.push(self._undivided, batch)
         else:
             self._push_selected(batch.records, expand)
-        self.on_queued()
+        if len(self.queue) > waiting:
+            self.on_queued()
 
     def _push_selected(self, records: Sequence[EventRecord], expand: Lister) -> None:
         run: list[EventRecord] = []
@@ -158,14 +162,16 @@ class Group:
         taker = next((mark for mark in marks if mark.wants(record)), None)
         if taker is not None:
             yield taker.number, self._as_seen(record, path, old_path)
-        if path is not None and old_path is None and record.old_path is not None and record.flags & IS_DIR:
-            yield from self._expand(record, marks, expand)
+        came = _came_into_reach(record, path, old_path)
+        if came is not None and any(mark.subtree for mark in marks):
+            yield from self._expand(came, record, marks, expand)
 
-    def _expand(self, record: EventRecord, marks: list[Mark], expand: Lister) -> Iterator[tuple[int, EventRecord]]:
+    def _expand(
+        self, came: bytes, record: EventRecord, marks: list[Mark], expand: Lister
+    ) -> Iterator[tuple[int, EventRecord]]:
         """Yield a create for everything in a directory that has come into reach from elsewhere in the tree."""
-        assert record.path is not None
         flags = record.flags & LOCAL | RECOVERED
-        for path, is_dir in expand(record.path):
+        for path, is_dir in expand(came):
             found = EventRecord(
                 record.seq, record.time_ns, events.CREATE, flags | (IS_DIR if is_dir else 0), path, None,
                 record.pid, record.uid,
@@ -176,7 +182,7 @@ class Group:
 
     def _visible(self, path: bytes | None, marks: list[Mark]) -> bytes | None:
         """Return a path as the group may see it: None outside its base and outside all its marks."""
-        if path is None or not any(mark.covers(path) for mark in marks):
+        if path is None or self.base.gone or not any(mark.covers(path) for mark in marks):
             return None
         prefix = self.base.prefix
         return path[len(prefix) :] if path.startswith(prefix) else None
@@ -187,6 +193,18 @@ class Group:
         return EventRecord(
             record.seq, record.time_ns, record.kind, record.flags, path, old_path, record.pid, record.uid
         )
+
+
+def _came_into_reach(record: EventRecord, path: bytes | None, old_path: bytes | None) -> bytes | None:
+    """Return where a rename has brought something that a group did not see before.
+
+    `path` and `old_path` are as the group sees them. Of an exchange across the border, what came is at the side that is seen, whichever it is.
+    """
+    if record.old_path is None or (path is None) == (old_path is None):
+        return None
+    if record.flags & EXCHANGE:
+        return record.path if old_path is None else record.old_path
+    return record.path if old_path is None and record.flags & IS_DIR else None
 
 
 class Groups:
@@ -207,8 +225,10 @@ class Groups:
         """Add a group.
 
         Raises:
-            LimitReached: this user has too many.
+            LimitReached: this user has too many, or asks for too long a queue.
         """
+        if limit > MOST_EVENTS and uid not in (0, self._owner):
+            raise LimitReached(f"a queue of user {uid} can hold {MOST_EVENTS} events, not {limit}")
         if uid != 0 and sum(group.uid == uid for group in self._groups) >= MOST_GROUPS_PER_UID:
             raise LimitReached(f"user {uid} has {MOST_GROUPS_PER_UID} groups open, which is the limit; close some")
         group = Group(uid, base, limit or DEFAULT_LIMIT)
@@ -254,12 +274,12 @@ class Groups:
         if not request.origins & _ANY_ORIGIN:
             raise UsageError("a mark needs at least one origin")
         if unheard := request.kinds & ~events.DEFAULT:
-            names = ", ".join(
-                events.kind_name(kind) for kind in events.Kind if kind & unheard and kind.bit_count() == 1
-            )
-            raise UsageError(f"these kinds cannot be asked for yet: {names}")
+            names = [events.kind_name(kind) for kind in map(int, events.Kind) if kind & unheard]
+            raise UsageError(f"these kinds cannot be asked for yet: {', '.join(names) or hex(unheard)}")
+        if request.uids is not None and len(request.uids) > MOST_UIDS:
+            raise LimitReached(f"a mark can name {MOST_UIDS} users, not {len(request.uids)}; name none to hear of all")
         directory = None if b".." in request.path.split(b"/") else self._tree.find(request.path, group.base)
-        if directory is None:
+        if directory is None or directory.gone:
             raise UsageError(f"{request.path!r} is no directory of the tree")
         return Mark(
             number=request.mark,

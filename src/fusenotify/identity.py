@@ -22,7 +22,7 @@ class FileHandle(NamedTuple):
     def generation(self, serial: int) -> int:
         """Return 32 bits that differ between any two objects that ever have the same inode number.
 
-        Filesystems put the inode number and a generation of at most 32 bits into the handle (ext4 and xfs: number first;
+        Filesystems put the inode number and a generation of at most 32 bits into the handle (ext4, xfs: number first;
         tmpfs: generation first). A CRC-32 maps inputs that differ only within one run of 32 bits to different values,
         so it tells generations apart without knowing where they lie. `serial` is not needed for that.
         """

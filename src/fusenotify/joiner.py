@@ -88,8 +88,9 @@ class Joiner:
     """Joins IN_MOVED_FROM and IN_MOVED_TO by cookie, keeping the order of everything else."""
 
     def __init__(self) -> None:
-        self._held: list[Item] = []
-        self._waiting: dict[int, int] = {}  # cookie of a lone first half -> its index in _held
+        self._held: list[Item] = []  # begins with a lone first half, unless it is empty
+        self._waiting: dict[int, int] = {}  # cookie of a lone first half -> its number in the stream of items
+        self._first = 0  # the number of what _held begins with
 
     @property
     def waiting(self) -> bool:
@@ -99,42 +100,50 @@ class Joiner:
     def feed(self, events: Iterable[RawEvent]) -> list[Item]:
         """Take events in stream order and return what can be told now."""
         ready: list[Item] = []
-        target = self._held if self._waiting else ready
         for event in events:
             mask = event[2]
             if not mask & _IN_MOVE:
-                target.append(event)
+                (self._held if self._waiting else ready).append(event)
             elif mask & IN_MOVED_FROM:
-                target = self._held
-                self._waiting[event[3]] = len(target)
-                target.append(event)
+                self._waiting[event[3]] = self._first + len(self._held)
+                self._held.append(event)
             else:
-                self._second_half(event, target)
-                if not self._waiting:
-                    ready += self._held
-                    self._held.clear()
-                    target = ready
+                self._second_half(event, ready)
             if len(self._held) > _PATIENCE:
-                ready += self.flush()
-                target = ready
+                self._give_up_oldest(ready)
         return ready
 
     def flush(self) -> list[Item]:
         """Give up waiting: every lone first half becomes a move out of the tree."""
-        for index in self._waiting.values():
-            event = self._held[index]
-            assert not isinstance(event, Move)
-            self._held[index] = Move(event[0], _end(event), bool(event[2] & IN_ISDIR), event[1], event[4], None, b"")
-        self._waiting.clear()
-        ready, self._held = self._held, []
+        ready: list[Item] = []
+        while self._waiting:
+            self._give_up_oldest(ready)
         return ready
 
-    def _second_half(self, event: RawEvent, target: list[Item]) -> None:
+    def _second_half(self, event: RawEvent, ready: list[Item]) -> None:
         is_dir = bool(event[2] & IN_ISDIR)
-        index = self._waiting.pop(event[3], None)
-        if index is None:
-            target.append(Move(event[0], _end(event), is_dir, None, b"", event[1], event[4]))
+        number = self._waiting.pop(event[3], None)
+        if number is None:
+            into = Move(event[0], _end(event), is_dir, None, b"", event[1], event[4])
+            (self._held if self._waiting else ready).append(into)
             return
-        first = self._held[index]
+        first = self._held[number - self._first]
         assert not isinstance(first, Move)
-        self._held[index] = Move(first[0], _end(event), is_dir, first[1], first[4], event[1], event[4])
+        self._held[number - self._first] = Move(first[0], _end(event), is_dir, first[1], first[4], event[1], event[4])
+        self._release(ready)
+
+    def _give_up_oldest(self, ready: list[Item]) -> None:
+        """Take the first half that has waited longest for a move out of the tree; later ones may still be joined."""
+        del self._waiting[next(iter(self._waiting))]
+        first = self._held[0]
+        assert not isinstance(first, Move)
+        is_dir = bool(first[2] & IN_ISDIR)
+        self._held[0] = Move(first[0], _end(first), is_dir, first[1], first[4], None, b"")
+        self._release(ready)
+
+    def _release(self, ready: list[Item]) -> None:
+        """Let go of what stands before the oldest lone first half."""
+        count = next(iter(self._waiting.values()), self._first + len(self._held)) - self._first
+        ready += self._held[:count]
+        del self._held[:count]
+        self._first += count

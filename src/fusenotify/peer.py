@@ -1,5 +1,6 @@
 """One client as the daemon sees it, whatever carries its frames: requests in, answers and events out."""
 
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from fusenotify.groups import Group, Groups
 from fusenotify.protocol import AddMark, AskStatus, Done, FrameBuffer, Hello, RemoveMark, Report, Request, Sync, Welcome
 from fusenotify.status import Status
 from fusenotify.tree import Directory
+
+log = logging.getLogger(__name__)
 
 _MOST_REQUESTS: Final = 256  # received and not yet answered
 _EVENTS_PER_FRAME: Final = 1024
@@ -116,6 +119,11 @@ class Peer:
                     self._answer(await self._carry_out(request))
                 except FusenotifyError as error:
                     self._answer(protocol.refusal(getattr(request, "request", 0), error))
+                except Exception:
+                    # A bug, and this client's alone: the daemon serves others.
+                    log.exception("a request of user %d failed: %r", self.uid, request)
+                    bug = FusenotifyError("the daemon failed to carry this out; its log says more")
+                    self._answer(protocol.refusal(getattr(request, "request", 0), bug))
                 self._requests.popleft()
                 self._progress.set()
             await self._request_came.wait()

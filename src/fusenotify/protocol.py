@@ -125,6 +125,7 @@ _CODES: Final[dict[str, type[FusenotifyError]]] = {
     "stale-handle": StaleHandle,
     "daemon-gone": DaemonGone,
     "protocol": ProtocolError,
+    "internal": FusenotifyError,
 }
 _CODE_OF: Final = {error: code for code, error in _CODES.items()}
 
@@ -132,6 +133,8 @@ _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 _EVENTS_HEAD: Final = b"\x93" + _encoder.encode("events")
+# What msgspec raises for bytes that make no sense; the last two come of strings that are no UTF-8 and of deep nesting.
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def encode(message: Request | Reply) -> bytes:
@@ -148,7 +151,8 @@ def encode_events(mark: int, batch: Batch) -> bytes:
 
 def refusal(request: int, error: FusenotifyError) -> Refusal:
     """Return the message that tells a client of an error."""
-    return Refusal(request, _CODE_OF.get(type(error), "usage"), str(error))
+    text = str(error).encode(errors="backslashreplace").decode()  # names in it may be no UTF-8, which strings are here
+    return Refusal(request, _CODE_OF.get(type(error), "internal"), text)
 
 
 def error_of(message: Refusal) -> FusenotifyError:
@@ -164,7 +168,7 @@ def decode_request(payload: bytes) -> Request:
     """
     try:
         return _request_decoder.decode(payload)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise ProtocolError(f"this is no request of protocol version {VERSION}: {error}") from error
 
 
@@ -176,7 +180,7 @@ def decode_reply(payload: bytes) -> Reply:
     """
     try:
         return _reply_decoder.decode(payload)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise ProtocolError(f"the daemon speaks another protocol than version {VERSION}: {error}") from error
 
 
@@ -186,20 +190,25 @@ class FrameBuffer:
     def __init__(self, limit: int = MAX_FRAME) -> None:
         self._limit = limit
         self._bytes = bytearray()
+        self._broken: str | None = None
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take some bytes and return the payloads that are complete now.
 
         Raises:
-            ProtocolError: a frame claims to be longer than any can be; nothing behind it can be read.
+            ProtocolError: a frame claims to be longer than any can be; nothing behind it can be read, now or later.
         """
+        if self._broken is not None:
+            raise ProtocolError(self._broken)
         self._bytes += data
         payloads: list[bytes] = []
         start, have = 0, len(self._bytes)
         while have - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._bytes, start)
             if length > self._limit:
-                raise ProtocolError(f"a frame of {length} bytes is longer than the {self._limit} that are allowed")
+                self._broken = f"a frame of {length} bytes is longer than the {self._limit} that are allowed"
+                self._bytes.clear()
+                raise ProtocolError(self._broken)
             end = start + _LENGTH.size + length
             if end > have:
                 break

@@ -50,13 +50,14 @@ class _OpenQueue:
         self.peer = peer
         self.scope = trio.CancelScope()
         self._poll_handle: pyfuse3.PollHandle | None = None
-        peer.on_output = self._wake
+        peer.on_output = self.wake
 
     def remember(self, handle: pyfuse3.PollHandle | None) -> None:
         if handle is not None:
             self._poll_handle = handle
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have whoever polls look again."""
         handle, self._poll_handle = self._poll_handle, None
         if handle is not None:
             handle.notify()
@@ -187,12 +188,15 @@ class QueueFiles:
     def read(self, fh: int, size: int) -> bytes:
         """Return whole frames; EAGAIN where there is none, also to a blocking reader: no signal could interrupt it."""
         queue = self._open[fh]
+        was_busy = queue.peer.is_busy
         try:
             data = queue.peer.output(size)
         except ValueError as error:
             raise OSError(errno.EINVAL, str(error)) from error
         if not data:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        if was_busy and not queue.peer.is_busy:
+            queue.wake()  # whoever waits to write
         return data
 
     def write(self, fh: int, data: bytes) -> int:

@@ -5,10 +5,11 @@ pyfuse3 reaches its event loop through one module attribute, `pyfuse3.trio`, so 
 
 - exactly one task holds the reader's role and serves one request after the other; trio gets a turn when nothing is
   waiting, and after every `_STREAK` requests;
-- a handler that must wait calls `park`, which hands the role to another task first;
+- a handler that must wait calls `park`, which hands the role to another task first, however many are parked already;
 - the descriptor is non-blocking, so a caller killed between poll and read costs one more turn and no more.
 """
 
+import logging
 import select
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -17,10 +18,13 @@ from typing import Final, TypeVar
 import pyfuse3
 import trio
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 _STREAK: Final = 64  # requests served before other tasks get a turn
-_MOST_LOOPS: Final = 40  # the reader and the parked handlers
+_IDLE_LOOPS: Final = 8  # kept for the next handlers that park; each owns a request buffer of 1 MiB
+_MOST_THREADS: Final = 256  # parked handlers that wait in the kernel at the same time; more of them wait in line
 
 
 class FuseLoop:
@@ -33,17 +37,15 @@ class FuseLoop:
         self._streak = 0
         self._reader: trio.lowlevel.Task | None = None
         self._standby = trio.lowlevel.ParkingLot()
-        self._nursery: trio.Nursery | None = None
-        self._start_another: Callable[[], None] | None = None
-        self._loops = 0
-        self._limiter = trio.CapacityLimiter(_MOST_LOOPS)
+        self._start_another: Callable[[], None] = lambda: None
+        self._limiter = trio.CapacityLimiter(_MOST_THREADS)
 
     async def run(self) -> None:
         """Serve requests until the filesystem is unmounted or `pyfuse3.terminate` is called."""
         vars(pyfuse3)["trio"] = _Loop(self)
         try:
-            # One task of pyfuse3's own making; the others are ours.
-            await pyfuse3.main(_MOST_LOOPS, 1)
+            # One task of pyfuse3's own making; the others are ours, and beyond so many idle ones pyfuse3 ends them.
+            await pyfuse3.main(_IDLE_LOOPS, 1)
         finally:
             vars(pyfuse3)["trio"] = trio
 
@@ -65,27 +67,34 @@ class FuseLoop:
         self._reader = None
         if self._standby:
             (self._reader,) = self._standby.unpark(count=1)
-        elif self._start_another is not None and self._loops < _MOST_LOOPS:
+        else:
             self._start_another()
 
     # --- what pyfuse3 calls ------------------------------------------------------------------------------------------
 
     def start(self, nursery: trio.Nursery, function: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> None:
         """Start a session loop, and remember how to start more."""
-        self._loops += 1
         self._start_another = lambda: self.start(nursery, function, args)
         nursery.start_soon(self._keep_going, function, args)
 
     async def _keep_going(self, function: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> None:
-        while True:
-            try:
-                await function(*args)
-                break
-            except BlockingIOError:
-                continue  # the caller was killed after poll had promised its request
-        # One loop ends when the session has ended, and then all have to see it.
-        self._start_another = None
-        self._standby.unpark_all()
+        while not await self._ended(function, args):
+            pass
+        # It was one idle loop too many, or the session has ended; whoever reads next sees which.
+        self.hand_over()
+
+    async def _ended(self, function: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> bool:
+        """Run a session loop; return whether it came to its end, or has to be started again."""
+        try:
+            await function(*args)
+        except BlockingIOError:
+            return False  # the caller was killed after poll had promised its request
+        except OSError:
+            raise  # of the descriptor itself
+        except Exception:
+            log.exception("pyfuse3 failed at a request, which stays without an answer")
+            return False
+        return True
 
     async def take_role(self) -> None:
         """Return when the calling task is the reader; at once if it is, or if nobody is."""
@@ -98,10 +107,14 @@ class FuseLoop:
     async def wait_readable(self, fd: int) -> None:
         """Return when a request waits, without a turn of the event loop if one does already."""
         self._streak += 1
-        if self._streak < _STREAK and self._poll.poll(0):
-            return
-        self._streak = 0
-        await trio.lowlevel.wait_readable(fd)
+        if self._streak >= _STREAK:
+            self._streak = 0
+            await trio.lowlevel.wait_readable(fd)
+        # The last look comes right before the read: a request whose caller is killed in between costs a request buffer,
+        # which pyfuse3 does not free when it finds nothing.
+        while not self._poll.poll(0):
+            self._streak = 0
+            await trio.lowlevel.wait_readable(fd)
 
 
 class _Loop:

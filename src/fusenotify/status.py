@@ -20,8 +20,8 @@ class Status(msgspec.Struct):
 
     Attributes:
         pid: process id of the daemon, in its own pid namespace.
-        source: the backing tree.
-        mountpoint: where it is mounted.
+        source: the backing tree; bytes, as a path need not be UTF-8.
+        mountpoint: where it is mounted; bytes too.
         watcher: what hears the backing tree.
         native: how native delivery is set.
         cursor: the current position in the history of changes.
@@ -35,8 +35,8 @@ class Status(msgspec.Struct):
     """
 
     pid: int
-    source: str
-    mountpoint: str
+    source: bytes
+    mountpoint: bytes
     watcher: str
     native: str
     cursor: str

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 
 from fusenotify.config import QUEUE_FILE
-from fusenotify.errors import DaemonGone, NotAMount, UsageError
-from fusenotify.transports import QueueFile, Transport, UnixSocket
+from fusenotify.errors import DaemonGone, NotAMount, NotPermitted, UsageError
+from fusenotify.transports import GONE, QueueFile, Transport, UnixSocket
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,13 @@ def resolve(given: str | os.PathLike[str]) -> Target:
     Raises:
         NotAMount: the path is not on a fusenotify mount.
         UsageError: the target has no form we know, or the path does not exist.
+        NotPermitted: the path is not for this user to look at.
         DaemonGone: the path is on a mount whose daemon is dead.
     """
     text = os.fspath(given)
-    if text.startswith("unix:"):
+    if text.startswith("unix:") and text != "unix:":
         return Target(text, text, b".")
-    if "://" in text:
+    if "://" in text or text == "unix:":
         raise UsageError(f"{text!r} is no target: give a path on a fusenotify mount, or unix:PATH")
     real = os.path.realpath(text)
     try:
@@ -57,7 +58,11 @@ def resolve(given: str | os.PathLike[str]) -> Target:
         raise NotAMount(f"{text} is not on a fusenotify mount; mount one with `fusenotify mount SOURCE DIR`") from error
     except NotADirectoryError as error:
         raise NotAMount(f"{text} is not on a fusenotify mount") from error
+    except PermissionError as error:
+        raise NotPermitted(f"cannot look at {text}: {error.strerror}") from error
     except OSError as error:
+        if error.errno not in GONE:
+            raise UsageError(f"{text} is no target: {error.strerror}") from error
         raise DaemonGone(
             f"the daemon of the mount at {text} is dead ({error.strerror}); "
             f"remove the mount with `fusenotify umount --lazy {text}`"

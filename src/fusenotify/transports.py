@@ -9,10 +9,10 @@ import anyio
 import anyio.abc
 
 from fusenotify.config import QUEUE_FILE
-from fusenotify.errors import DaemonGone, NotAMount, NotPermitted
+from fusenotify.errors import DaemonGone, LimitReached, NotAMount, NotPermitted
 
 _READ_SIZE: Final = 1 << 20
-_GONE: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.ESTALE, errno.EIO})
+GONE: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.ESTALE, errno.EIO})
 
 
 class Transport(Protocol):
@@ -43,6 +43,7 @@ class QueueFile:
             NotAMount: there is no queue file, so it is no fusenotify mount.
             NotPermitted: the directory may not be entered.
             DaemonGone: the daemon of the mount is dead.
+            LimitReached: too many files are open, here or there.
         """
         path = os.path.join(mount_root, QUEUE_FILE)
         try:
@@ -52,7 +53,9 @@ class QueueFile:
         except PermissionError as error:
             raise NotPermitted(f"cannot open {path}: {error.strerror}") from error
         except OSError as error:
-            raise DaemonGone(f"the daemon of {mount_root} does not answer: {error.strerror}") from error
+            if error.errno in GONE:
+                raise DaemonGone(f"the daemon of {mount_root} does not answer: {error.strerror}") from error
+            raise LimitReached(f"cannot open {path}: {error.strerror}") from error
         return cls(fd, path)
 
     async def send(self, data: bytes) -> None:
@@ -81,13 +84,14 @@ class QueueFile:
             return data
 
     def _translated(self, error: OSError) -> Exception:
-        return self._gone(error.strerror) if error.errno in _GONE else error
+        return self._gone(error.strerror) if error.errno in GONE else error
 
     def _gone(self, why: str | None) -> DaemonGone:
         return DaemonGone(f"the daemon behind {self._path} has gone ({why}); mount again to go on")
 
     async def aclose(self) -> None:
-        """Close the file."""
+        """Close the file; whoever still waits for it gets an error."""
+        anyio.notify_closing(self._fd)
         with contextlib.suppress(OSError):  # ENOTCONN: the daemon has gone before us; closed it is all the same
             os.close(self._fd)
 

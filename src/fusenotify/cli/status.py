@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import sys
+from typing import Any
 
 import anyio
 import msgspec
@@ -15,9 +17,9 @@ from fusenotify.status import Status
 
 def run(options: argparse.Namespace) -> int:
     """Print the state of one daemon, or of all whose mounts are seen here."""
+    tell = _json_of if options.json else _describe
     if options.target is not None:
-        state = anyio.run(client.status, options.target)
-        print(json.dumps(msgspec.to_builtins(state)) if options.json else _describe(state))
+        print(tell(anyio.run(client.status, options.target)))
         return 0
     code = 0
     for mount in find_mounts():
@@ -27,14 +29,25 @@ def run(options: argparse.Namespace) -> int:
             print(f"fusenotify: {error}", file=sys.stderr)
             code = error.exit_code
         else:
-            print(json.dumps(msgspec.to_builtins(state)) if options.json else _describe(state))
+            print(tell(state))
     return code
 
 
+def _fields(state: Status) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(state, builtin_types=(bytes,))
+    return {name: os.fsdecode(value) if isinstance(value, bytes) else value for name, value in fields.items()}
+
+
+def _json_of(state: Status) -> str:
+    return json.dumps(_fields(state))
+
+
 def _describe(state: Status) -> str:
-    lines = [f"{state.source} on {state.mountpoint}"]
-    for name, value in msgspec.to_builtins(state).items():
+    fields = _fields(state)
+    lines = [f"{fields['source']} on {fields['mountpoint']}"]
+    for name, value in fields.items():
         if name not in ("source", "mountpoint"):
             text = ", ".join(f"{key} {number}" for key, number in value.items()) if isinstance(value, dict) else value
             lines.append(f"  {name:<11}{text}")
-    return "\n".join(lines)
+    # A path that is no UTF-8 cannot be printed as it is.
+    return "\n".join(lines).encode(errors="backslashreplace").decode()

@@ -1,0 +1,161 @@
+"""A mirror of a tree, kept with nothing but events and a look at the paths that they name. No directory is ever listed.
+
+    replica = Replica("/mnt/data")
+    async with fusenotify.watch("/mnt/data") as events:
+        async for event in events:
+            replica.apply(event)
+
+The one thing to understand is that a look shows the present and an event tells of the past. So which names exist, and
+which of them are directories, is taken from the events alone; what a file holds is taken from the look. A name that the
+look does not find, or finds to be something else, is kept with nothing seen of it: it has moved on, and the event that
+says where to has not been read yet. When a directory is renamed, everything known below it is looked at again under its
+new name, since what was seen under the old one may have been its successor.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from fusenotify import Event, Kind
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a look at a path showed.
+
+    Attributes:
+        mode: type and permissions, as in `st_mode`.
+        content: the bytes of a regular file, the target of a symbolic link; empty for everything else.
+    """
+
+    mode: int
+    content: bytes = b""
+
+
+@dataclass(eq=False)
+class Node:
+    """A name that the events have told of.
+
+    Attributes:
+        is_dir: whether the events say that it is a directory.
+        seen: what the last look showed; None while the name is not there.
+        children: what is in the directory.
+    """
+
+    is_dir: bool
+    seen: Seen | None = None
+    children: "dict[str, Node]" = field(default_factory=dict)
+
+
+class Replica:
+    """The mirror.
+
+    Attributes:
+        looks: how often a path was looked at.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        """Start empty. `root` is where paths of events are found: the mountpoint, or the backing tree itself."""
+        self.looks = 0
+        self._root = os.fspath(root)
+        self._top = Node(is_dir=True)
+
+    # --- reading it ------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Seen]:
+        """Return what is there: path to what was seen of it."""
+        return {path: node.seen for path, node in _below(self._top, "") if node.seen is not None}
+
+    def knows(self, path: str) -> bool:
+        """Whether the events have told of a path; the root is always known."""
+        return self._find(path) is not None
+
+    # --- keeping it ------------------------------------------------------------------------------------------------
+
+    def apply(self, event: Event) -> None:
+        """Take note of an event. They have to be applied in the order in which they come."""
+        path, old_path = event.path, event.old_path
+        if event.kind is Kind.OVERFLOW:
+            self._look_below(path or ".")  # what is missing is told by the recovered events that follow
+        elif event.kind is Kind.DELETE:
+            self._take(path)
+        elif event.exchange and path is not None and old_path is not None:
+            one, other = self._take(old_path), self._take(path)
+            self._put(path, one)
+            self._put(old_path, other)
+        elif event.kind is Kind.RENAME:
+            self._put(path, self._take(old_path) or Node(event.is_dir))
+        elif path is not None:  # created or changed, unless the whole tree has gone
+            node = self._find(path)
+            if node is None or (node.is_dir != event.is_dir and path != "."):
+                self._put(path, Node(event.is_dir))
+            elif event.kind is Kind.CREATE:
+                self._look_below(path)
+            else:
+                self._look(path, node)
+
+    def _find(self, path: str) -> Node | None:
+        node: Node | None = self._top
+        for name in _names(path):
+            node = node.children.get(name) if node is not None else None
+        return node
+
+    def _take(self, path: str | None) -> Node | None:
+        """Remove a name with everything below it and return it; None if it is unknown, or outside what we watch."""
+        if path is None:
+            return None
+        parent, name = os.path.split(path)
+        directory = self._find(parent)
+        return directory.children.pop(name, None) if directory is not None else None
+
+    def _put(self, path: str | None, node: Node | None) -> None:
+        """Let a name stand for a node, and look at it and at everything below it."""
+        if path is None or node is None:
+            return
+        parent, name = os.path.split(path)
+        directory = self._top
+        for step in _names(parent):  # above the directory we watch there are some that nobody tells of
+            directory = directory.children.setdefault(step, Node(is_dir=True))
+        directory.children[name] = node
+        self._look_below(path)
+
+    # --- looking ---------------------------------------------------------------------------------------------------
+
+    def _look_below(self, path: str) -> None:
+        node = self._find(path)
+        if node is not None:
+            self._look(path, node)
+            for below, known in _below(node, "" if path == "." else path):
+                self._look(below, known)
+
+    def _look(self, path: str, node: Node) -> None:
+        self.looks += 1
+        full = os.path.join(self._root, path)
+        try:
+            mode = os.lstat(full).st_mode
+            node.seen = Seen(mode, _content(full, mode)) if stat.S_ISDIR(mode) == node.is_dir else None
+        except OSError:
+            node.seen = None  # not there, or not any more: an event will tell
+
+
+def _names(path: str) -> list[str]:
+    return [name for name in path.split("/") if name not in ("", ".")]
+
+
+def _below(node: Node, path: str) -> Iterator[tuple[str, Node]]:
+    """Yield everything below a node and its path, parents first."""
+    for name, child in node.children.items():
+        below = f"{path}/{name}" if path else name
+        yield below, child
+        yield from _below(child, below)
+
+
+def _content(path: str, mode: int) -> bytes:
+    if stat.S_ISLNK(mode):
+        return os.fsencode(os.readlink(path))
+    if not stat.S_ISREG(mode):
+        return b""
+    # Not blocking, as by now it may be a FIFO.
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        return file.read()
