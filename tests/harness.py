@@ -25,17 +25,24 @@ class Mount:
         source: the backing tree, on a tmpfs of the test session.
         mountpoint: where it is mounted.
         socket: the unix socket the daemon listens on as well.
-        process: the daemon.
+        process: the daemon, started by `command`.
     """
 
-    def __init__(self, source: Path, mountpoint: Path, state_dir: Path, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        source: Path,
+        mountpoint: Path,
+        state_dir: Path,
+        arguments: Sequence[str] = (),
+        command: Sequence[str] = FUSENOTIFY,
+    ) -> None:
         self.source = source
         self.mountpoint = mountpoint
         self.socket = state_dir / "socket"
         self.log = ""
         self.process = subprocess.Popen(
             [
-                *FUSENOTIFY, "mount", str(source), str(mountpoint), "--state-dir", str(state_dir),
+                *command, "mount", str(source), str(mountpoint), "--state-dir", str(state_dir),
                 "--listen", f"unix:{self.socket}", *arguments,
             ],
             stderr=subprocess.PIPE,
@@ -84,12 +91,14 @@ class Mount:
 
 
 @contextlib.contextmanager
-def mounted(directory: Path, arguments: Sequence[str] = ()) -> Iterator[Mount]:
+def mounted(
+    directory: Path, arguments: Sequence[str] = (), command: Sequence[str] = FUSENOTIFY
+) -> Iterator[Mount]:
     """Mount a new backing tree in `directory`, which has to be on a tmpfs; afterwards check that nothing went wrong."""
     source, mountpoint, state_dir = (directory / name for name in ("source", "mount", "state"))
     for path in (source, mountpoint, state_dir):
         path.mkdir(exist_ok=True)
-    mount = Mount(source, mountpoint, state_dir, arguments)
+    mount = Mount(source, mountpoint, state_dir, arguments, command)
     try:
         yield mount
     finally:

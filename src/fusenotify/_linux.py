@@ -162,3 +162,8 @@ def set_thread_credentials(uid: int, gid: int, groups: list[int]) -> None:
     _libc.setfsgid(gid)
     if uid != 0:
         _libc.setfsuid(uid)
+
+
+def setfsuid(uid: int) -> None:
+    """Make the calling thread, and no other, act on files as this user; setfsuid(2) reports no errors."""
+    _libc.setfsuid(uid)

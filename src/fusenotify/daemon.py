@@ -98,11 +98,12 @@ class Daemon:
             quiet=loop.quiet,
             status=self._status,
         )
-        async with trio.open_nursery() as nursery:
-            queues = QueueFiles(services, self._tree, loop, nursery.start_soon)
-            operations = Operations(self._passthrough, self._files, queues, loop)
-            pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
-            try:
+        with ExitStack() as session:  # it outlives every task: touching one that is closed crashes the process
+            async with trio.open_nursery() as nursery:
+                queues = QueueFiles(services, self._tree, loop, nursery.start_soon)
+                operations = Operations(self._passthrough, self._files, queues, loop)
+                pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
+                session.callback(pyfuse3.close, unmount=False)
                 nursery.start_soon(self._hearing.run)
                 for listener in listeners:
                     nursery.start_soon(Server(services, self._tree).serve, listener)
@@ -111,8 +112,6 @@ class Daemon:
                 await loop.run()
                 await self._say_goodbye()
                 nursery.cancel_scope.cancel()
-            finally:
-                pyfuse3.close(unmount=False)
 
     async def _announce(self, on_ready: Callable[[], None]) -> None:
         """Call `on_ready` when the mount answers."""
@@ -120,6 +119,8 @@ class Daemon:
         on_ready()
 
     async def _stop_at_signal(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # what the receiver leaves behind: by then we are ending anyway
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for number in signals:
                 log.info("stopping at %s", signal.Signals(number).name)
@@ -133,11 +134,10 @@ class Daemon:
 
     async def _say_goodbye(self) -> None:
         """Tell every group that nothing more will come, and let them read it."""
-        if self._translator.root_gone:
-            return  # it has been said
-        self._translator.root_gone = True
-        self._translator.seq += 1
-        self._groups.publish([EventRecord(self._translator.seq, time.time_ns(), events.UNMOUNT, IS_DIR, None)])
+        if not self._translator.root_gone:
+            self._translator.root_gone = True
+            self._translator.seq += 1
+            self._groups.publish([EventRecord(self._translator.seq, time.time_ns(), events.UNMOUNT, IS_DIR, None)])
         with trio.move_on_after(_GRACE):
             while not self._groups.all_read:  # noqa: ASYNC110 - one second at the end of a life is not worth an event
                 await trio.sleep(_GRACE / 100)

@@ -38,6 +38,7 @@ class Expectation:
         optional: whether the event may fail to come without the operation having to tell of it.
         most: how many events the operation can raise for this; identical ones may merge into fewer.
         heard: how many events matched so far.
+        watch: the watch descriptor of the directory that was made.
     """
 
     kind: int
@@ -49,6 +50,7 @@ class Expectation:
     optional: bool = False
     most: int = 1
     heard: int = 0
+    watch: int | None = None
 
     @property
     def complete(self) -> bool:

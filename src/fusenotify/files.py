@@ -1,5 +1,7 @@
 """The operations on open files and directories."""
 
+import contextlib
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -10,14 +12,15 @@ import pyfuse3
 from fusenotify import events
 from fusenotify.backing import proc_path
 from fusenotify.config import QUEUE_DIRECTORY
-from fusenotify.echoes import Expectation
-from fusenotify.inodes import Node
-from fusenotify.passthrough import Context, Passthrough, entry_of
+from fusenotify.echoes import Expectation, Name
+from fusenotify.identity import InodeKey
+from fusenotify.inodes import ROOT_NODEID, Node
+from fusenotify.passthrough import Context, Passthrough, attributes_of, entry_of
 from fusenotify.recorder import process_of
 
 _HIDDEN: Final = QUEUE_DIRECTORY.encode()
-# What a caller's open flags mean to the mount alone, or would misalign or block the daemon.
-_NOT_PASSED_ON: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_DIRECT | os.O_NONBLOCK
+# What a caller's open flags mean to the mount alone, or would ask aligned buffers of the daemon.
+_NOT_PASSED_ON: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_DIRECT | os.O_TRUNC
 
 
 @dataclass(slots=True)
@@ -59,49 +62,89 @@ class Files:
     # --- files -------------------------------------------------------------------------------------------------------
 
     def open(self, nodeid: int, flags: int, ctx: Context) -> pyfuse3.FileInfo:
-        """Open a file."""
+        """Open a file, without waiting for the holder of a lease, who may be waiting for us.
+
+        Raises:
+            BlockingIOError: there is one.
+        """
         node = self._tree.table.get(nodeid)
-        recorder = self._tree.recorder
-        expectations = [
-            Expectation(events.MODIFY, recorder.memory_of(node), inode=node.key),
-            Expectation(events.ATTRIB, recorder.memory_of(node), inode=node.key, optional=True),
-        ]
-        if flags & os.O_TRUNC:
-            with recorder.operation(expectations, *recorder.caller(ctx)):
-                fd = node.reference.acquire(flags & ~_NOT_PASSED_ON)
-        else:
-            fd = node.reference.acquire(flags & ~_NOT_PASSED_ON)
+        fd = node.reference.acquire(_passed_on(flags))
+        try:
+            if flags & os.O_TRUNC:
+                self._empty(node, fd, flags, ctx)
+        except BaseException:
+            os.close(fd)
+            raise
         return self._opened(fd, node, flags, ctx)
+
+    def _empty(self, node: Node, fd: int, flags: int, ctx: Context) -> None:
+        """Do what O_TRUNC means, as the caller, so that set-id bits go where its right to keep them is missing."""
+        if flags & os.O_ACCMODE == os.O_RDONLY:  # which may truncate as well
+            fd = node.reference.acquire(os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            recorder = self._tree.recorder
+            expectations = _writing(recorder.memory_of(node), node.key)
+            with recorder.operation(expectations, *recorder.caller(ctx)), self._tree.writing_as(ctx.uid):
+                os.ftruncate(fd, 0)
+        finally:
+            if flags & os.O_ACCMODE == os.O_RDONLY:
+                os.close(fd)
+
+    def wait_for_lease(self, nodeid: int, access_mode: int) -> None:
+        """Return when whoever holds a lease on a file has let go of it. Slow: for a thread."""
+        reference = self._tree.table.get(nodeid).reference
+        reference.release(reference.acquire(access_mode))
 
     def create(
         self, parent_nodeid: int, name: bytes, mode: int, flags: int, ctx: Context
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         """Make a file and open it; one that has been made behind the mount meanwhile is opened, as open(2) does."""
-        tree = self._tree
-        parent = tree.table.get(parent_nodeid)
-        directory_fd = tree.directory_fd(parent)
-        expectation = Expectation(events.CREATE, tree.recorder.name(parent, name))
-        make = flags & ~_NOT_PASSED_ON | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        parent = self._tree.table.get(parent_nodeid)
         try:
-            with tree.recorder.operation([expectation], *tree.recorder.caller(ctx)), tree.as_caller(ctx):
-                fd = os.open(name, make, stat.S_IMODE(mode), dir_fd=directory_fd)
+            fd = self._make(parent, name, mode, flags, ctx)
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
-            entry = tree.entry_at(parent, name)
-            return self.open(entry.st_ino, flags, ctx), entry
-        found = tree.backing.find_open(fd)
+            fd = self._open_existing(parent, name, flags, ctx)
         try:
-            node = tree.remember(parent, name, found)
-            return self._opened(fd, node, flags, ctx), entry_of(node, found.stat)
-        finally:
-            found.close()
+            with contextlib.closing(self._tree.backing.find_open(fd)) as found:
+                node = self._tree.remember(parent, name, found)
+                status = found.stat
+        except BaseException:
+            os.close(fd)
+            raise
+        return self._opened(fd, node, flags, ctx), entry_of(node, status)
+
+    def _make(self, parent: Node, name: bytes, mode: int, flags: int, ctx: Context) -> int:
+        tree = self._tree
+        directory_fd = tree.directory_fd(parent)
+        expectation = Expectation(events.CREATE, tree.recorder.name(parent, name))
+        with tree.recorder.operation([expectation], *tree.recorder.caller(ctx)), tree.as_caller(ctx):
+            how = _passed_on(flags) | os.O_CREAT | os.O_EXCL
+            return os.open(name, how, stat.S_IMODE(mode), dir_fd=directory_fd)
+
+    def _open_existing(self, parent: Node, name: bytes, flags: int, ctx: Context) -> int:
+        """Open a file that the kernel does not know of with the rights of the caller, which it has not checked.
+
+        Whatever stands in the way makes the kernel look again: what came there may be no regular file.
+        """
+        tree = self._tree
+        try:
+            with contextlib.closing(tree.backing.find(tree.directory_fd(parent), name)) as found:
+                if stat.S_ISREG(found.stat.st_mode):
+                    truncate = flags & os.O_TRUNC
+                    expectations = _writing(tree.recorder.name(parent, name), found.key) if truncate else []
+                    with tree.recorder.operation(expectations, *tree.recorder.caller(ctx)), tree.as_caller(ctx):
+                        return os.open(proc_path(found.fd), _passed_on(flags) & ~os.O_NOFOLLOW | truncate)
+        except (FileNotFoundError, BlockingIOError):
+            pass
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     def _opened(self, fd: int, node: Node, flags: int, ctx: Context) -> pyfuse3.FileInfo:
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         self._files[fd] = OpenFile(fd, node, writable, process_of(ctx.pid) if writable else None, ctx.uid)
-        # Without invalidation the page cache must not outlive the open; O_DIRECT has no alignment rules on the mount.
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fd), keep_cache=False, direct_io=bool(flags & os.O_DIRECT))
+        # Without invalidation the page cache must not outlive the open.
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fd), keep_cache=False)
 
     def writable_fd(self, fh: int | None) -> int | None:
         """Return the descriptor of an open file that may be written to, None if there is none."""
@@ -116,12 +159,10 @@ class Files:
         """Write bytes; return how many."""
         file = self._files[fh]
         recorder = self._tree.recorder
-        at = recorder.memory_of(file.node)
-        expectations = [
-            Expectation(events.MODIFY, at, inode=file.node.key),
-            Expectation(events.ATTRIB, at, inode=file.node.key, optional=True),
-        ]
-        with recorder.operation(expectations, file.pid, file.uid):
+        expectations = _writing(recorder.memory_of(file.node), file.node.key)
+        with recorder.operation(expectations, file.pid, file.uid), self._tree.writing_as(file.uid):
+            if os.fstat(fh).st_nlink == 0:
+                expectations.clear()  # silent, as behind the mount: its name may be another file's by now
             return os.pwrite(fh, data, offset)
 
     def flush(self, fh: int) -> None:
@@ -139,8 +180,10 @@ class Files:
             os.close(fh)
             return
         recorder = self._tree.recorder
-        expectation = Expectation(events.CLOSE_WRITE, recorder.memory_of(file.node), inode=file.node.key)
-        with recorder.operation([expectation], file.pid, file.uid):
+        expectations = [Expectation(events.CLOSE_WRITE, recorder.memory_of(file.node), inode=file.node.key)]
+        if os.fstat(fh).st_nlink == 0:
+            expectations.clear()
+        with recorder.operation(expectations, file.pid, file.uid):
             os.close(fh)
 
     # --- directories -------------------------------------------------------------------------------------------------
@@ -164,9 +207,10 @@ class Files:
 
     def _reply(self, listing: OpenDirectory, name: bytes, next_offset: int, token: pyfuse3.ReaddirToken) -> bool:
         """Add one entry to the answer; return whether there was room for it."""
-        if name in (b".", b".."):
-            own = os.fstat(listing.fd)
-            return pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry_of(listing.node, own), next_offset)
+        if name in (b".", b".."):  # the kernel takes no more of these two than type and number
+            known = b"." if listing.node.nodeid == ROOT_NODEID else name
+            entry = attributes_of(os.stat(known, dir_fd=listing.fd))
+            return pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry, next_offset)
         if name == _HIDDEN:
             return True
         try:
@@ -187,3 +231,16 @@ class Files:
         """Close a directory."""
         del self._directories[fh]
         os.close(fh)
+
+
+def _writing(at: Name, key: InodeKey) -> list[Expectation]:
+    """Return what a change of the contents raises: it may take set-id bits away as well."""
+    return [
+        Expectation(events.MODIFY, at, inode=key),
+        Expectation(events.ATTRIB, at, inode=key, optional=True),
+    ]
+
+
+def _passed_on(flags: int) -> int:
+    """Return the flags that a file is opened with on the backing tree, where nothing may make us wait."""
+    return flags & ~_NOT_PASSED_ON | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -85,11 +85,12 @@ class Group:
         on_queued: called when something was queued.
     """
 
-    def __init__(self, uid: int, base: Directory, limit: int) -> None:
+    def __init__(self, uid: int, tree: Tree, base: Directory, limit: int) -> None:
         self.uid = uid
         self.base = base
         self.queue = Queue(limit)
         self.on_queued: Callable[[], None] = lambda: None
+        self._tree = tree
         self._marks: dict[int, Mark] = {}
         self._undivided: int | None = None  # the number of the one mark that takes everything
 
@@ -159,19 +160,37 @@ class Group:
         old_path = self._visible(record.old_path, marks)
         if path is None and old_path is None:
             return
+        if record.flags & EXCHANGE and None in (path, old_path):
+            for rename in self._renames_of(record, here_is_old=path is None):
+                yield from self._select(rename, expand)
+            return
         taker = next((mark for mark in marks if mark.wants(record)), None)
         if taker is not None:
             yield taker.number, self._as_seen(record, path, old_path)
-        came = _came_into_reach(record, path, old_path)
-        if came is not None and any(mark.subtree for mark in marks):
-            yield from self._expand(came, record, marks, expand)
+        is_new = path is not None and old_path is None and record.old_path is not None
+        if is_new and record.flags & IS_DIR and any(mark.subtree for mark in marks):
+            yield from self._expand(record, marks, expand)
 
-    def _expand(
-        self, came: bytes, record: EventRecord, marks: list[Mark], expand: Lister
-    ) -> Iterator[tuple[int, EventRecord]]:
+    def _renames_of(self, record: EventRecord, *, here_is_old: bool) -> tuple[EventRecord, EventRecord]:
+        """Return what an exchange across the border is to those on this side: one thing goes out, another comes in."""
+        assert record.path is not None
+        one_is_dir = record.flags & IS_DIR
+        other_is_dir = IS_DIR if self._tree.find(record.path) is not None else 0  # the tree is still the one before
+        one = (record.old_path, record.path, one_is_dir)
+        other = (record.path, record.old_path, other_is_dir)
+        out, into = (
+            EventRecord(
+                record.seq, record.time_ns, record.kind, record.flags & LOCAL | is_dir, new, old, record.pid, record.uid
+            )
+            for old, new, is_dir in ((one, other) if here_is_old else (other, one))
+        )
+        return out, into
+
+    def _expand(self, record: EventRecord, marks: list[Mark], expand: Lister) -> Iterator[tuple[int, EventRecord]]:
         """Yield a create for everything in a directory that has come into reach from elsewhere in the tree."""
+        assert record.path is not None
         flags = record.flags & LOCAL | RECOVERED
-        for path, is_dir in expand(came):
+        for path, is_dir in expand(record.path):
             found = EventRecord(
                 record.seq, record.time_ns, events.CREATE, flags | (IS_DIR if is_dir else 0), path, None,
                 record.pid, record.uid,
@@ -193,18 +212,6 @@ class Group:
         return EventRecord(
             record.seq, record.time_ns, record.kind, record.flags, path, old_path, record.pid, record.uid
         )
-
-
-def _came_into_reach(record: EventRecord, path: bytes | None, old_path: bytes | None) -> bytes | None:
-    """Return where a rename has brought something that a group did not see before.
-
-    `path` and `old_path` are as the group sees them. Of an exchange across the border, what came is at the side that is seen, whichever it is.
-    """
-    if record.old_path is None or (path is None) == (old_path is None):
-        return None
-    if record.flags & EXCHANGE:
-        return record.path if old_path is None else record.old_path
-    return record.path if old_path is None and record.flags & IS_DIR else None
 
 
 class Groups:
@@ -231,7 +238,7 @@ class Groups:
             raise LimitReached(f"a queue of user {uid} can hold {MOST_EVENTS} events, not {limit}")
         if uid != 0 and sum(group.uid == uid for group in self._groups) >= MOST_GROUPS_PER_UID:
             raise LimitReached(f"user {uid} has {MOST_GROUPS_PER_UID} groups open, which is the limit; close some")
-        group = Group(uid, base, limit or DEFAULT_LIMIT)
+        group = Group(uid, self._tree, base, limit or DEFAULT_LIMIT)
         self._groups[group] = None
         return group
 

@@ -111,8 +111,8 @@ class Hearing:
     async def _pass_on(self, items: list[Item]) -> None:
         items = self._held + items
         self._held = []
-        last = items[-1] if items else None
-        if isinstance(last, Move) and not self._echoes and self._translator.may_be_half_an_exchange(last):
+        last = _unpaired_at_the_end(items)
+        if last is not None and not self._echoes and self._translator.may_be_half_an_exchange(last):
             self._held = [items.pop()]
         await self._translate(items)
 
@@ -141,3 +141,16 @@ class Hearing:
         for entry in [entry for entry in self._waiters if entry[0] <= position]:
             self._waiters.remove(entry)
             entry[1].set()
+
+
+def _unpaired_at_the_end(items: list[Item]) -> Move | None:
+    """Return the last item if it is a rename, unless it is the second of two mirror images, which belong together."""
+    if not items or not isinstance(items[-1], Move):
+        return None
+    unpaired: Move | None = None
+    for item in items:
+        if not isinstance(item, Move) or (unpaired is not None and item.is_mirror_of(unpaired)):
+            unpaired = None
+        else:
+            unpaired = item
+    return unpaired

@@ -7,6 +7,7 @@ the end of the mount.
 import errno
 import functools
 import logging
+import os
 import select
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, NoReturn, ParamSpec, TypeVar
@@ -142,7 +143,11 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         if inode >= FIRST_VIRTUAL:
             return self._queues.getattr(inode)  # as of a device file: opening with O_TRUNC changes nothing
-        return self._tree.setattr(inode, attr, fields, self._files.writable_fd(fh), ctx)
+        while True:
+            try:
+                return self._tree.setattr(inode, attr, fields, self._files.writable_fd(fh), ctx)
+            except BlockingIOError:
+                await self._loop.park(self._files.wait_for_lease, inode, os.O_WRONLY)
 
     @answering
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: Context) -> None:
@@ -157,7 +162,7 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def listxattr(self, inode: InodeT, ctx: Context) -> Sequence[XAttrNameT]:
-        return [] if inode >= FIRST_VIRTUAL else [XAttrNameT(name) for name in self._tree.listxattr(inode)]
+        return [] if inode >= FIRST_VIRTUAL else [XAttrNameT(name) for name in self._tree.listxattr(inode, ctx)]
 
     @answering
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: Context) -> None:
@@ -178,7 +183,13 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: Context) -> FileInfo:
         if inode >= FIRST_VIRTUAL:
             return await self._queues.open(inode, ctx)
-        return self._files.open(inode, flags, ctx)
+        while True:
+            try:
+                return self._files.open(inode, flags, ctx)
+            except BlockingIOError:
+                if flags & os.O_NONBLOCK:
+                    raise
+                await self._loop.park(self._files.wait_for_lease, inode, flags & os.O_ACCMODE)
 
     @answering
     async def create(

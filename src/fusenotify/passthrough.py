@@ -5,6 +5,7 @@ half done, and no lock is needed.
 """
 
 import contextlib
+import errno
 import os
 import stat
 from collections import OrderedDict
@@ -22,6 +23,7 @@ from fusenotify.recorder import Recorder
 Context = pyfuse3.RequestContext
 
 _DIRECTORY_DESCRIPTORS: Final = 128  # O_PATH descriptors of directories kept between operations
+_ACCESS_ACL: Final = b"system.posix_acl_access"
 
 
 class Passthrough:
@@ -32,9 +34,9 @@ class Passthrough:
         self.table = table
         self.recorder = recorder
         self._directory_fds: OrderedDict[int, int] = OrderedDict()
-        self._own_uid = os.geteuid()
+        self._own_uid, self._own_gid = os.geteuid(), os.getegid()
         root = backing.find_root()
-        table.add_root(root.identity, root.key, root.keep())
+        table.add_root(root.identity, root.key, root.keep()).directory = root.key  # it has no other, and no name
         root.close()
 
     def close(self) -> None:
@@ -99,6 +101,8 @@ class Passthrough:
             with self.descriptor(parent) as fd:
                 parent.lookups += 1
                 return entry_of(parent, os.fstat(fd))
+        if name == b".." and not self.backing.contains(self.directory_fd(parent)):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))  # it has left the tree
         return self.entry_at(parent, name)
 
     def forget(self, forgotten: Sequence[tuple[int, int]]) -> None:
@@ -114,7 +118,7 @@ class Passthrough:
         """Return the attributes of a node."""
         node = self.table.get(nodeid)
         with self.descriptor(node) as fd:
-            return attributes_of(node, os.fstat(fd))
+            return attributes_of(os.fstat(fd))
 
     def readlink(self, nodeid: int) -> bytes:
         """Return the target of a symbolic link."""
@@ -183,13 +187,25 @@ class Passthrough:
         """Make what the block makes belong to the caller, with the caller's umask."""
         umask = os.umask(ctx.umask)
         try:
-            if self._own_uid != 0 or ctx.uid == 0:
+            if self._own_uid != 0 or (ctx.uid, ctx.gid) == (0, self._own_gid):
                 yield
             else:
-                with acting_as(ctx.uid, ctx.gid, sorted(pyfuse3.get_sup_groups(ctx.pid))):
+                with acting_as(ctx.uid, ctx.gid, _groups_of(ctx.pid)):
                     yield
         finally:
             os.umask(umask)
+
+    @contextlib.contextmanager
+    def writing_as(self, uid: int) -> Iterator[None]:
+        """Use up space as this user, whom quotas and the blocks reserved for root concern."""
+        if self._own_uid != 0 or uid == 0:
+            yield
+            return
+        _linux.setfsuid(uid)
+        try:
+            yield
+        finally:
+            _linux.setfsuid(0)
 
     # --- removing and renaming ---------------------------------------------------------------------------------------
 
@@ -207,8 +223,30 @@ class Passthrough:
     def _removing(self, parent_nodeid: int, name: bytes, ctx: Context, *, is_dir: bool) -> Iterator[int]:
         parent = self.table.get(parent_nodeid)
         expectation = Expectation(events.DELETE, self.recorder.name(parent, name), is_dir=is_dir)
-        with self.recorder.operation([expectation], *self.recorder.caller(ctx)):
-            yield self.directory_fd(parent)
+        fd = self.directory_fd(parent)
+        with self._outliving(fd, name), self.recorder.operation([expectation], *self.recorder.caller(ctx)):
+            yield fd
+
+    @contextlib.contextmanager
+    def _outliving(self, directory_fd: int, name: bytes) -> Iterator[None]:
+        """Keep an object whose last name the block removes.
+
+        Who still has it (as a FIFO, a working directory, or by an O_PATH descriptor) goes on asking for it, and no
+        handle opens what is gone.
+        """
+        try:
+            found = self.backing.find(directory_fd, name)
+        except OSError:
+            yield  # there is nothing, or no descriptor left: then it is the block that says so, or does without
+            return
+        try:
+            yield
+            node = self.table.known(found.identity)
+            if node is not None and not _has_names(os.fstat(found.fd)):
+                node.reference.close()
+                node.reference = found.hold()
+        finally:
+            found.close()
 
     def rename(
         self, parent_nodeid: int, name: bytes, new_parent_nodeid: int, new_name: bytes, flags: int, ctx: Context
@@ -220,7 +258,8 @@ class Passthrough:
         exchange = bool(flags & _linux.RENAME_EXCHANGE)
         at, to = self.recorder.name(parent, name), self.recorder.name(new_parent, new_name)
         expectation = Expectation(events.RENAME, at, to, is_dir, exchange=exchange, most=2 if exchange else 1)
-        with self.recorder.operation([expectation], *self.recorder.caller(ctx)):
+        replaced = contextlib.nullcontext() if exchange else self._outliving(new_fd, new_name)
+        with replaced, self.recorder.operation([expectation], *self.recorder.caller(ctx)):
             if flags:
                 _linux.renameat2(fd, name, new_fd, new_name, flags)
             else:
@@ -257,11 +296,13 @@ class Passthrough:
         with self.descriptor(node) as fd:
             with self.recorder.operation(expectations, *self.recorder.caller(ctx)):
                 _change(fd, open_fd, wanted, fields)
-            return attributes_of(node, os.fstat(fd))
+            return attributes_of(os.fstat(fd))
 
     def setxattr(self, nodeid: int, name: bytes, value: bytes, ctx: Context) -> None:
         """Set an extended attribute."""
-        with self._changing_attribute(nodeid, ctx) as path:
+        # An access ACL takes the set-group-id bit away from a file of a group that the caller is not in.
+        identity = self.as_caller(ctx) if name == _ACCESS_ACL else contextlib.nullcontext()
+        with self._changing_attribute(nodeid, ctx) as path, identity:
             os.setxattr(path, name, value)
 
     def removexattr(self, nodeid: int, name: bytes, ctx: Context) -> None:
@@ -283,10 +324,11 @@ class Passthrough:
         with self.descriptor(self.table.get(nodeid)) as fd:
             return os.getxattr(proc_path(fd), name)
 
-    def listxattr(self, nodeid: int) -> list[bytes]:
-        """Return the names of the extended attributes."""
+    def listxattr(self, nodeid: int, ctx: Context) -> list[bytes]:
+        """Return the names of the extended attributes, those of root only to root."""
         with self.descriptor(self.table.get(nodeid)) as fd:
-            return [os.fsencode(name) for name in os.listxattr(proc_path(fd))]
+            names = [os.fsencode(name) for name in os.listxattr(proc_path(fd))]
+        return [name for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")]
 
 
 def _raised_by(fields: pyfuse3.SetattrFields) -> Iterator[tuple[int, int, bool]]:
@@ -306,6 +348,32 @@ def _raised_by(fields: pyfuse3.SetattrFields) -> Iterator[tuple[int, int, bool]]
         yield events.MODIFY, modifies, False
 
 
+def _groups_of(thread_id: int) -> list[int]:
+    """Return the supplementary groups of a caller; none where it is outside our pid namespace, or gone."""
+    try:
+        return sorted(pyfuse3.get_sup_groups(thread_id))
+    except OSError:
+        return []
+
+
+def _has_names(status: os.stat_result) -> bool:
+    """Whether an object is still in a directory (a removed directory may go on counting its own `.`)."""
+    return status.st_nlink > stat.S_ISDIR(status.st_mode)
+
+
+def _truncate(path: str, size: int) -> None:
+    """Truncate without waiting for the holder of a lease, who may be waiting for us.
+
+    Raises:
+        BlockingIOError: there is one.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.ftruncate(fd, size)
+    finally:
+        os.close(fd)
+
+
 def _change(fd: int, open_fd: int | None, wanted: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
     path = proc_path(fd)
     if fields.update_uid or fields.update_gid:
@@ -316,7 +384,7 @@ def _change(fd: int, open_fd: int | None, wanted: pyfuse3.EntryAttributes, field
         if open_fd is not None:
             os.ftruncate(open_fd, wanted.st_size)
         else:
-            os.truncate(path, wanted.st_size)
+            _truncate(path, wanted.st_size)
     if fields.update_atime or fields.update_mtime:
         _linux.utimensat(
             os.fsencode(path),
@@ -330,14 +398,14 @@ def entry_of(node: Node, status: os.stat_result) -> pyfuse3.EntryAttributes:
 
     The kernel may keep nothing of it: coherence by invalidation is not there yet (docs/guarantees.md).
     """
-    entry = attributes_of(node, status)
+    entry = attributes_of(status)
     entry.st_ino = pyfuse3.InodeT(node.nodeid)
     entry.generation = node.generation
     entry.entry_timeout = 0
     return entry
 
 
-def attributes_of(node: Node, status: os.stat_result) -> pyfuse3.EntryAttributes:
+def attributes_of(status: os.stat_result) -> pyfuse3.EntryAttributes:
     """Return what getattr answers; here the inode number is the backing's own."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = pyfuse3.InodeT(status.st_ino)

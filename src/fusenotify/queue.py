@@ -74,7 +74,8 @@ class Queue:
             self._held += room
         self.dropped += len(rest)
         first = rest.records[0]
-        self.push_overflow(first.seq, first.time_ns, Reason.QUEUE)
+        # Its position is right before the first that is lost: going on from there misses nothing.
+        self.push_overflow(first.seq - 1, first.time_ns, Reason.QUEUE)
 
     def push_overflow(self, seq: int, time_ns: int, reason: str) -> None:
         """Append the overflow event, unless one is waiting already: that one stands for this one too."""

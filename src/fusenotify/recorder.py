@@ -20,18 +20,21 @@ class Recorder:
         self._watcher = watcher
         self._hearing = hearing
         self._is_anyone_listening = is_anyone_listening
+        self._noted: list[Expectation] = []  # of the operation that is being carried out
 
     @contextlib.contextmanager
     def operation(
         self, expectations: list[Expectation], pid: int | None, uid: int | None
     ) -> Iterator[list[Expectation]]:
         """Bracket the system calls of the block; what it raises is not noted."""
+        self._noted = []
         if not self._is_anyone_listening():
             yield expectations
             return
         start = self._watcher.drain()
         yield expectations
         self._hearing.note(LocalOperation(start, self._watcher.drain(), pid, uid, expectations))
+        self._noted = expectations
 
     def name(self, directory: Node, name: bytes) -> Name:
         """Return a directory entry as the watcher will tell of it."""
@@ -54,6 +57,8 @@ class Recorder:
         """Take a directory under watch that an operation has just made: its number may have been another's before."""
         if self._watcher.wd_of(parent.key) is not None:
             self._adopt(directory)
+            for expectation in self._noted:
+                expectation.watch = self._watcher.wd_of(directory.key)
 
     def _adopt(self, directory: Found) -> None:
         with contextlib.suppress(OSError):  # gone, or not ours to read: then the event path meets it again

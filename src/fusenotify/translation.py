@@ -76,6 +76,8 @@ class Translator:
                 yield from self._on_event(directory, item)
             elif item[2] & joiner.IN_Q_OVERFLOW:
                 yield from self._on_overflow()
+            else:
+                self._watcher.adoption_by(item[1])  # goes untold, so what was listed before is out of date
         yield from self._flush()
 
     def settle(self, position: int, time_ns: int) -> Iterator[list[EventRecord]]:
@@ -153,6 +155,9 @@ class Translator:
     def _on_move(self, move: Move, mirrored: bool) -> Generator[list[EventRecord], None, bool]:
         """Tell of a rename; return whether the item behind it has been told with it."""
         old, new = self._directory(move.old_wd), self._directory(move.new_wd)
+        for wd, directory in ((move.old_wd, old), (move.new_wd, new)):
+            if wd is not None and directory is None:
+                self._watcher.adoption_by(wd)  # this half goes untold, so what was listed before is out of date
         operation, expectation = self._claim_move(move) if self._echoes else (None, None)
         if old is not None and new is not None:
             if expectation is not None and expectation.exchange:
@@ -234,9 +239,12 @@ class Translator:
     def _arrive(self, parent: Directory, name: bytes, cause: LocalOperation | None) -> Iterator[list[EventRecord]]:
         """Watch a directory that has come into the tree, and tell of what is in it already."""
         stack = [(parent, name)]
+        # A directory that an operation made is known, even if it is called otherwise by now.
+        made = next((one.watch for one in cause.expectations if one.watch is not None), None) if cause else None
+        known = self._watcher.adoption_by(made) if made is not None else None
         while stack:
             parent, name = stack.pop()
-            adoption = self._adopt(parent.prefix + name)
+            adoption, known = known or self._adopt(parent.prefix + name), None
             if adoption is None or self._is_elsewhere(adoption, parent, name):
                 continue  # its delete or its rename is still in the stream
             directory, gone = self.tree.attach(parent, name, adoption.wd, adoption.key)

@@ -49,21 +49,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """Read how many; argparse shows the name of this function when it is no number."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not at least 1")
     return number
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Read a length of time."""
     number = float(text)
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
     return number
-
-
-_count.__name__, _seconds.__name__ = "number", "number"  # argparse shows them: invalid number value: 'x'
 
 
 def _add_mount(command: argparse.ArgumentParser) -> None:
@@ -96,10 +95,10 @@ def _add_watch(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--origin", choices=("any", "local", "remote"), default="any", help="only changes made there")
     command.add_argument("--no-recursive", action="store_true", help="only the entries of TARGET itself")
-    command.add_argument("--limit", type=_count, metavar="N", help="events that may wait unread (default: 131072)")
+    command.add_argument("--limit", type=count, metavar="N", help="events that may wait unread (default: 131072)")
     command.add_argument("--uid", type=int, action="append", metavar="N", help="only what this user does, where known")
-    command.add_argument("--events", type=_count, metavar="N", help="end with 0 after N events")
-    command.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="end that long after the watch is in force")
+    command.add_argument("--events", type=count, metavar="N", help="end with 0 after N events")
+    command.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end that long after the watch is in force")
 
 
 def _add_status(command: argparse.ArgumentParser) -> None:

@@ -34,7 +34,6 @@ _MASK: Final = (
     | flags.MOVED_FROM
     | flags.MOVED_TO
     | flags.DELETE_SELF
-    | flags.MOVE_SELF
     | flags.ONLYDIR
     | flags.EXCL_UNLINK
 )
@@ -54,7 +53,7 @@ class Adoption:
         wd: its watch descriptor; None where it could not be watched.
         key: device and inode number.
         entries: (name, is it a directory) of what was in it right after the watch was set.
-        overlaps: whether events came between the watch and the end of the listing, so that both may tell the same.
+        overlaps: whether events came before the end of the listing, so that both may tell the same.
         until: the position in the stream at the end of the listing.
     """
 
@@ -86,6 +85,7 @@ class InotifyWatcher:
             ) from error
         self.adoptions: dict[InodeKey, Adoption] = {}
         self.on_data: Callable[[], None] = lambda: None
+        self._root: InodeKey | None = None  # what was watched first
         self._wds: dict[InodeKey, int] = {}
         self._refused: set[InodeKey] = set()
         self._keys: dict[int, InodeKey] = {}
@@ -160,16 +160,26 @@ class InotifyWatcher:
         stat = os.fstat(directory_fd)
         key = InodeKey(stat.st_dev, stat.st_ino)
         before = self.drain()
+        has_raised_events = key in self._wds
         wd = self._watch(directory_fd, key)
         entries: list[tuple[bytes, bool]] = []
         with contextlib.suppress(FileNotFoundError), os.scandir(directory_fd) as listing:
             entries = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in listing]
         until = self.drain()
-        return Adoption(wd, key, entries, until > before, until)
+        return Adoption(wd, key, entries, has_raised_events or until > before, until)
+
+    def adoption_by(self, wd: int) -> Adoption | None:
+        """Take out the adoption that set a watch, if that is the last one of its directory; else return None."""
+        key = self._keys.get(wd)
+        adoption = self.adoptions.get(key) if key is not None else None
+        return self.adoptions.pop(adoption.key) if adoption is not None and adoption.wd == wd else None
 
     def _watch(self, directory_fd: int, key: InodeKey) -> int | None:
+        self._root = self._root or key
+        # Of any other directory MOVE_SELF would only come between the two halves of an exchange.
+        mask = _MASK | flags.MOVE_SELF if key == self._root else _MASK
         try:
-            wd: int = self._inotify.add_watch(proc_path(directory_fd), _MASK)
+            wd: int = self._inotify.add_watch(proc_path(directory_fd), mask)
         except OSError as error:
             if error.errno == errno.ENOSPC and not self._refused:
                 log.warning("%s", _LIMIT_ADVICE)

@@ -1,0 +1,505 @@
+"""Who hears what: filters, borders and fan-out, without a daemon."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from fusenotify import events, groups
+from fusenotify.errors import LimitReached, NotPermitted, UsageError
+from fusenotify.events import CREATE, DEFAULT, EXCHANGE, IS_DIR, LOCAL, RECOVERED, RENAME, EventRecord
+from fusenotify.groups import Group, Groups
+from fusenotify.identity import InodeKey
+from fusenotify.protocol import AddMark
+from fusenotify.tree import Directory, Tree
+
+ANY = 3
+Told = list[tuple[int, bytes | None, bytes | None]]
+
+
+class World:
+    """A tree of directories, the groups that listen, and what is below a directory that moves."""
+
+    def __init__(self, *paths: bytes, owner: int = 1000, watch_other: bool = False) -> None:
+        self.tree = Tree(InodeKey(1, 1))
+        self.seq = 0
+        self.below: dict[bytes, list[tuple[bytes, bool]]] = {}
+        self.asked: list[bytes] = []
+        self.groups = Groups(self.tree, self._list, owner, watch_other)
+        for number, path in enumerate(paths, 2):
+            parent, _, name = path.rpartition(b"/")
+            self.tree.attach(self[parent], name, number, InodeKey(1, number))
+
+    def __getitem__(self, path: bytes) -> Directory:
+        found = self.tree.find(path)
+        assert found is not None, path
+        return found
+
+    def _list(self, path: bytes) -> Iterator[tuple[bytes, bool]]:
+        self.asked.append(path)
+        yield from self.below.get(path, [])
+
+    def open(self, base: bytes = b".", limit: int = 0) -> Group:
+        return self.groups.open(0, self[base], limit)
+
+    def mark(
+        self,
+        group: Group,
+        path: bytes = b".",
+        number: int = 1,
+        *,
+        scope: str = "subtree",
+        kinds: int = DEFAULT,
+        origins: int = ANY,
+        exclude_pid: int | None = None,
+        uids: tuple[int, ...] | None = None,
+    ) -> None:
+        request = AddMark(0, number, path, scope, kinds, origins, exclude_pid, uids)
+        group.add(self.groups.make_mark(group, request))
+
+    def record(
+        self,
+        path: bytes | None,
+        kind: int = CREATE,
+        *,
+        flags: int = 0,
+        old: bytes | None = None,
+        pid: int | None = None,
+        uid: int | None = None,
+    ) -> EventRecord:
+        self.seq += 1
+        return EventRecord(self.seq, 0, kind, flags, path, old, pid, uid)
+
+    def publish(self, *records: EventRecord) -> None:
+        self.groups.publish(list(records))
+
+
+def drained(group: Group) -> list[tuple[int, EventRecord]]:
+    told = []
+    while (waiting := group.queue.peek(100)) is not None:
+        group.queue.pop()
+        told += [(waiting[0], one) for one in waiting[1].records]
+    return told
+
+
+def heard(group: Group) -> Told:
+    """Return (mark, path, old path) of what waits."""
+    return [(mark, one.path, one.old_path) for mark, one in drained(group)]
+
+
+def paths(group: Group) -> list[bytes | None]:
+    return [one.path for _, one in drained(group)]
+
+
+# --- filters -------------------------------------------------------------------------------------------------------
+
+
+def test_a_group_without_marks_hears_nothing() -> None:
+    world = World()
+    group = world.open()
+    world.publish(world.record(b"a"), world.record(None, events.UNMOUNT))
+    assert drained(group) == []
+
+
+def test_kinds() -> None:
+    world = World()
+    group = world.open()
+    world.mark(group, kinds=CREATE | RENAME)
+    for kind in (events.CREATE, events.DELETE, events.MODIFY, events.ATTRIB, events.CLOSE_WRITE, events.RENAME):
+        world.publish(world.record(b"%d" % kind, kind))
+    assert paths(group) == [b"1", b"32"]
+
+
+def test_overflow_and_unmount_come_whatever_was_asked_for_and_belong_to_no_mark() -> None:
+    world = World(b"a")
+    group = world.open()
+    world.mark(group, b"a", 7, kinds=CREATE, origins=1, uids=())
+    world.publish(EventRecord(1, 2, events.OVERFLOW, 0, None, reason="kernel"))
+    world.publish(EventRecord(2, 3, events.UNMOUNT, IS_DIR, None))
+    assert drained(group) == [
+        (0, EventRecord(1, 2, events.OVERFLOW, 0, None, reason="kernel")),
+        (0, EventRecord(2, 3, events.UNMOUNT, IS_DIR, None)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("origins", "expected"), [(ANY, [b"local", b"remote"]), (1, [b"local"]), (2, [b"remote"])]
+)  # fmt: skip
+def test_origins(origins: int, expected: list[bytes]) -> None:
+    world = World()
+    group = world.open()
+    world.mark(group, origins=origins)
+    world.publish(world.record(b"local", flags=LOCAL), world.record(b"remote"))
+    assert paths(group) == expected
+
+
+def test_exclude_pid() -> None:
+    world = World()
+    group = world.open()
+    world.mark(group, exclude_pid=5)
+    world.publish(world.record(b"mine", pid=5), world.record(b"theirs", pid=6), world.record(b"unknown"))
+    assert paths(group) == [b"theirs", b"unknown"]
+
+
+def test_uids_leave_out_what_nobody_is_known_for() -> None:
+    world = World()
+    group = world.open()
+    world.mark(group, uids=(5, 6))
+    world.publish(world.record(b"5", uid=5), world.record(b"7", uid=7), world.record(b"unknown"))
+    assert paths(group) == [b"5"]
+
+
+# --- scopes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_subtree_mark_reaches_everything_below() -> None:
+    world = World(b"a", b"a/b", b"ab")
+    group = world.open()
+    world.mark(group, b"a")
+    world.publish(*[world.record(path) for path in (b"a/x", b"a/b/x", b"ab/x", b"x", b"a", b"ab")])
+    assert paths(group) == [b"a/x", b"a/b/x"]
+
+
+def test_a_dir_mark_reaches_the_entries() -> None:
+    world = World(b"a", b"a/b")
+    group = world.open()
+    world.mark(group, b"a", scope="dir")
+    world.publish(*[world.record(path) for path in (b"a/x", b"a/b", b"a/b/x", b"x", b"a")])
+    assert paths(group) == [b"a/x", b"a/b"]
+
+
+@pytest.mark.parametrize("scope", ["dir", "subtree"])
+def test_changes_of_the_root_itself_are_told_to_marks_of_the_root(scope: str) -> None:
+    world = World(b"a")
+    group = world.open()
+    world.mark(group, b".", 1, scope=scope, kinds=events.ATTRIB)
+    other = world.open()
+    world.mark(other, b"a")
+    world.publish(world.record(b".", events.ATTRIB, flags=IS_DIR))
+    assert (heard(group), heard(other)) == ([(1, b".", None)], [])
+
+
+def test_an_event_of_several_marks_is_told_once_by_the_first_that_wants_it() -> None:
+    world = World(b"a")
+    group = world.open()
+    world.mark(group, b"a", 1, kinds=events.DELETE)
+    world.mark(group, b"a", 2)
+    world.mark(group, b".", 3)
+    world.publish(world.record(b"a/x"), world.record(b"a/x", events.DELETE), world.record(b"y"))
+    assert heard(group) == [(2, b"a/x", None), (1, b"a/x", None), (3, b"y", None)]
+
+
+def test_a_mark_can_be_changed_and_removed() -> None:
+    world = World(b"a")
+    group = world.open()
+    world.mark(group, b".", 1)
+    world.mark(group, b"a", 1)
+    assert group.marks == 1
+    world.publish(world.record(b"x"), world.record(b"a/x"))
+    assert paths(group) == [b"a/x"]
+    group.remove(1)
+    world.publish(world.record(b"a/x"))
+    assert paths(group) == []
+    with pytest.raises(UsageError, match="no mark 1"):
+        group.remove(1)
+
+
+def test_a_mark_follows_its_directory() -> None:
+    world = World(b"a", b"a/b", b"c")
+    group = world.open()
+    world.mark(group, b"a/b")
+    world.publish(world.record(b"c/z", RENAME, flags=IS_DIR, old=b"a/b"))
+    world.tree.move(world[b"a/b"], world[b"c"], b"z")
+    world.publish(world.record(b"a/b/x"), world.record(b"c/z/x"))
+    assert paths(group) == [b"c/z/x"]
+
+
+def test_the_mark_of_a_deleted_directory_hears_nothing_of_its_successor() -> None:
+    world = World(b"a", b"a/b")
+    group = world.open()
+    world.mark(group, b"a/b")
+    world.tree.detach(world[b"a"])
+    world.tree.attach(world.tree.root, b"a", 20, InodeKey(1, 20))
+    world.tree.attach(world[b"a"], b"b", 21, InodeKey(1, 21))
+    world.publish(world.record(b"a/b/x"), world.record(b"x"))
+    assert paths(group) == []
+
+
+# --- borders -------------------------------------------------------------------------------------------------------
+
+
+def test_a_rename_across_the_border_of_the_marks_is_told_by_its_visible_side() -> None:
+    world = World(b"in", b"out")
+    group = world.open()
+    world.mark(group, b"in")
+    world.publish(
+        world.record(b"out/a", RENAME, old=b"in/a"),
+        world.record(b"in/b", RENAME, old=b"out/b"),
+        world.record(b"in/d", RENAME, old=b"in/c"),
+        world.record(b"out/f", RENAME, old=b"out/e"),
+        world.record(b"in/g", RENAME, old=None),
+        world.record(None, RENAME, old=b"in/g"),
+    )
+    assert heard(group) == [
+        (1, None, b"in/a"), (1, b"in/b", None), (1, b"in/d", b"in/c"), (1, b"in/g", None), (1, None, b"in/g")
+    ]  # fmt: skip
+    assert world.asked == []
+
+
+def test_a_rename_between_two_marks_shows_both_sides() -> None:
+    world = World(b"a", b"b")
+    group = world.open()
+    world.mark(group, b"a", 1, kinds=CREATE)
+    world.mark(group, b"b", 2)
+    world.publish(world.record(b"b/x", RENAME, old=b"a/x"))
+    assert heard(group) == [(2, b"b/x", b"a/x")]
+
+
+def test_a_directory_that_comes_into_reach_is_expanded_for_those_who_had_not_seen_it() -> None:
+    world = World(b"in", b"out")
+    inside, everywhere = world.open(), world.open()
+    world.mark(inside, b"in")
+    world.mark(everywhere)
+    world.below[b"in/d"] = [(b"in/d/e", True), (b"in/d/e/f", False)]
+    world.publish(world.record(b"in/d", RENAME, flags=IS_DIR | LOCAL, old=b"out/d", pid=4, uid=5))
+    assert drained(inside) == [
+        (1, EventRecord(1, 0, RENAME, IS_DIR | LOCAL, b"in/d", None, 4, 5)),
+        (1, EventRecord(1, 0, CREATE, IS_DIR | LOCAL | RECOVERED, b"in/d/e", None, 4, 5)),
+        (1, EventRecord(1, 0, CREATE, LOCAL | RECOVERED, b"in/d/e/f", None, 4, 5)),
+    ]
+    assert heard(everywhere) == [(1, b"in/d", b"out/d")]
+    assert world.asked == [b"in/d"]
+
+
+def test_the_expansion_is_filtered_like_everything_else() -> None:
+    world = World(b"in", b"out")
+    group = world.open()
+    world.mark(group, b"in", kinds=RENAME)
+    world.below[b"in/d"] = [(b"in/d/e", False)]
+    world.publish(world.record(b"in/d", RENAME, flags=IS_DIR, old=b"out/d"))
+    assert paths(group) == [b"in/d"]
+
+
+def test_a_dir_mark_expands_nothing_and_lists_nothing() -> None:
+    world = World(b"in", b"out")
+    group = world.open()
+    world.mark(group, b"in", scope="dir")
+    world.below[b"in/d"] = [(b"in/d/e", False)]
+    world.publish(world.record(b"in/d", RENAME, flags=IS_DIR, old=b"out/d"))
+    assert paths(group) == [b"in/d"]
+    assert world.asked == []
+
+
+def test_an_exchange_within_reach_is_one_event() -> None:
+    world = World(b"in")
+    group = world.open()
+    world.mark(group, b"in")
+    world.publish(world.record(b"in/b", RENAME, flags=EXCHANGE | IS_DIR, old=b"in/a"))
+    assert [(one.path, one.old_path, one.flags) for _, one in drained(group)] == [
+        (b"in/b", b"in/a", EXCHANGE | IS_DIR)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("new", [b"in/d", b"out/d"])
+@pytest.mark.parametrize("directories", [(b"in/d", b"out/d"), (b"in/d",), (b"out/d",), ()])
+def test_an_exchange_across_the_border_is_one_thing_out_and_another_in(new: bytes, directories: tuple[bytes]) -> None:
+    """Whichever of the two names the event tells first, and whatever they stand for."""
+    world = World(b"in", b"out", *directories)
+    group = world.open()
+    world.mark(group, b"in")
+    world.below[b"in/d"] = [(b"in/d/e", False)]
+    old = b"out/d" if new == b"in/d" else b"in/d"
+    is_dir = IS_DIR if old in directories else 0
+    world.publish(world.record(new, RENAME, flags=EXCHANGE | LOCAL | is_dir, old=old))
+    told = [(one.kind, one.path, one.old_path, one.flags) for _, one in drained(group)]
+    out_is_dir, in_is_dir = (IS_DIR if path in directories else 0 for path in (b"in/d", b"out/d"))
+    assert told[:2] == [
+        (RENAME, None, b"in/d", LOCAL | out_is_dir),
+        (RENAME, b"in/d", None, LOCAL | in_is_dir),
+    ]
+    assert told[2:] == ([(CREATE, b"in/d/e", None, LOCAL | RECOVERED)] if in_is_dir else [])
+
+
+# --- queue files of a directory ------------------------------------------------------------------------------------
+
+
+def test_a_group_of_a_directory_sees_what_is_below_it_by_relative_paths() -> None:
+    world = World(b"base", b"base/sub")
+    group = world.open(b"base")
+    world.mark(group, b".", 1)
+    world.publish(*[world.record(path) for path in (b"base/x", b"base/sub/x", b"x", b"base", b".")])
+    assert paths(group) == [b"x", b"sub/x"]
+
+
+def test_a_group_of_a_directory_names_nothing_outside() -> None:
+    world = World(b"base", b"base/sub", b"out")
+    group = world.open(b"base")
+    world.mark(group, b"sub")
+    world.publish(
+        world.record(b"base/sub/a", RENAME, old=b"out/a"),
+        world.record(b"out/b", RENAME, old=b"base/sub/b"),
+        world.record(b"base/sub/d", RENAME, old=b"base/sub/c"),
+    )
+    assert heard(group) == [(1, b"sub/a", None), (1, None, b"sub/b"), (1, b"sub/d", b"sub/c")]
+
+
+def test_a_marked_directory_that_is_moved_out_of_the_base_is_heard_no_more() -> None:
+    world = World(b"base", b"base/sub", b"out")
+    group = world.open(b"base")
+    world.mark(group, b"sub")
+    world.tree.move(world[b"base/sub"], world[b"out"], b"sub")
+    world.publish(world.record(b"out/sub/secret"))
+    assert paths(group) == []
+
+
+def test_a_base_that_is_deleted_shows_nothing_at_all() -> None:
+    world = World(b"top", b"top/base", b"top/base/sub", b"out")
+    group = world.open(b"top/base")
+    world.mark(group, b"sub")
+    base = world[b"top/base"]
+    world.tree.move(world[b"top/base/sub"], world[b"out"], b"sub")
+    world.tree.move(world[b"top"], world.tree.root, b"moved")  # so that the paths have to be worked out anew
+    world.tree.detach(base)
+    world.publish(world.record(b"out/sub/secret"))
+    assert paths(group) == []
+    with pytest.raises(UsageError, match="no directory"):
+        world.mark(group, b".", 2)
+
+
+def test_a_base_that_moves_keeps_its_relative_paths() -> None:
+    world = World(b"base", b"out")
+    group = world.open(b"base")
+    world.mark(group)
+    world.tree.move(world[b"base"], world[b"out"], b"z")
+    world.publish(world.record(b"out/z/x"))
+    assert paths(group) == [b"x"]
+
+
+@pytest.mark.parametrize("path", [b"..", b"../out", b"sub/../../out", b"nothing", b"sub/file"])
+def test_no_mark_leads_out_of_the_base(path: bytes) -> None:
+    world = World(b"base", b"base/sub", b"out")
+    with pytest.raises(UsageError, match="is no directory of the tree"):
+        world.mark(world.open(b"base"), path)
+
+
+# --- requests ------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_scopes_origins_and_kinds_are_named() -> None:
+    world = World()
+    group = world.open()
+    with pytest.raises(UsageError, match="'inode' is no scope"):
+        world.mark(group, scope="inode")
+    with pytest.raises(UsageError, match="at least one origin"):
+        world.mark(group, origins=0)
+    with pytest.raises(UsageError, match="yet: open, ignored"):
+        world.mark(group, kinds=DEFAULT | events.Kind.OPEN | events.Kind.IGNORED)
+    with pytest.raises(UsageError, match="yet: 0x4000000000000000"):
+        world.mark(group, kinds=1 << 62)
+    with pytest.raises(UsageError, match="cannot be asked for"):
+        world.mark(group, kinds=-1)
+    with pytest.raises(LimitReached, match="1024 users"):
+        world.mark(group, uids=tuple(range(1025)))
+
+
+def test_subtrees_are_for_root_and_the_owner() -> None:
+    world = World(owner=1000)
+    for uid in (0, 1000):
+        world.groups.check_reach(uid, "subtree")
+    world.groups.check_reach(1001, "dir")
+    with pytest.raises(NotPermitted, match="watch_other"):
+        world.groups.check_reach(1001, "subtree")
+    World(watch_other=True).groups.check_reach(1001, "subtree")
+
+
+# --- fan-out -------------------------------------------------------------------------------------------------------
+
+
+def test_groups_that_take_everything_share_one_encoding() -> None:
+    world = World(b"a")
+    whole, other, part = world.open(), world.open(), world.open()
+    world.mark(whole)
+    world.mark(other, number=9)
+    world.mark(part, b"a")
+    world.publish(world.record(b"a/x"), world.record(b"y"))
+    first, second, third = whole.queue.peek(9), other.queue.peek(9), part.queue.peek(9)
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert first[1] is second[1]
+    assert first[1].encoded() is second[1].encoded()
+    assert (first[0], second[0]) == (1, 9)
+    # What is told as it is, is the same record.
+    assert third[1].records[0] is first[1].records[0]
+
+
+def test_only_who_gets_something_is_woken() -> None:
+    world = World(b"a", b"b")
+    woken: list[str] = []
+    for name in (b"a", b"b"):
+        group = world.open()
+        world.mark(group, name)
+        group.on_queued = lambda name=name: woken.append(name.decode())  # type: ignore[misc]
+    world.publish(world.record(b"a/x"))
+    assert woken == ["a"]
+
+
+def test_a_full_queue_is_its_own_groups_business() -> None:
+    world = World()
+    small, large = world.open(limit=2), world.open()
+    world.mark(small)
+    world.mark(large, b".", 1, kinds=CREATE)
+    world.publish(*[world.record(b"%d" % n) for n in range(5)])
+    assert [(mark, one.kind, one.path) for mark, one in drained(small)] == [
+        (1, CREATE, b"0"), (1, CREATE, b"1"), (0, events.OVERFLOW, None)
+    ]  # fmt: skip
+    assert len(drained(large)) == 5
+
+
+def test_all_read() -> None:
+    world = World()
+    group = world.open()
+    world.mark(group)
+    assert world.groups.all_read
+    world.publish(world.record(b"x"))
+    assert not world.groups.all_read
+    world.groups.close(group)
+    assert world.groups.all_read
+    assert len(world.groups) == 0
+    world.groups.close(group)
+
+
+# --- limits --------------------------------------------------------------------------------------------------------
+
+
+def test_groups_are_limited_per_user_but_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "MOST_GROUPS_PER_UID", 3)
+    world = World()
+    opened = [world.groups.open(1001, world.tree.root, 0) for _ in range(3)]
+    with pytest.raises(LimitReached, match="user 1001 has 3 groups"):
+        world.groups.open(1001, world.tree.root, 0)
+    world.groups.open(1002, world.tree.root, 0)
+    for _ in range(4):
+        world.groups.open(0, world.tree.root, 0)
+    world.groups.close(opened[0])
+    world.groups.open(1001, world.tree.root, 0)
+
+
+def test_marks_are_limited_per_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "MOST_MARKS", 2)
+    world = World()
+    group = world.open()
+    world.mark(group, number=1)
+    world.mark(group, number=2)
+    world.mark(group, number=2)
+    with pytest.raises(LimitReached, match="can have 2 marks"):
+        world.mark(group, number=3)
+
+
+def test_the_length_of_a_queue_is_limited_but_for_root_and_the_owner() -> None:
+    world = World(owner=1000)
+    too_long = groups.MOST_EVENTS + 1
+    for uid in (0, 1000):
+        assert world.groups.open(uid, world.tree.root, too_long).queue.limit == too_long
+    with pytest.raises(LimitReached, match="1048576 events"):
+        world.groups.open(1001, world.tree.root, too_long)
+    assert world.groups.open(1001, world.tree.root, 0).queue.limit == 131072
