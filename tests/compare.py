@@ -1,4 +1,4 @@
-"""What is in a tree, so that two of them can be compared: the mount with the backing tree, or with a plain directory."""
+"""What is in a tree, so that two can be compared: the mount with the backing tree, or with a plain directory."""
 
 import os
 import stat

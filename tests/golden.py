@@ -359,7 +359,7 @@ async def _sync(groups: Iterable[Group]) -> None:
 
 
 async def _until_end(group: Group) -> AsyncIterator[Event]:
-    """Iterate over what was told before the end of the script; all of it is queued before the runner's own file is made."""
+    """Iterate over what was told before the end of the script, which is all queued before the runner's file is made."""
     async for event in group:
         if event.path == f"{_END}/now":
             return

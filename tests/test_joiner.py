@@ -1,5 +1,6 @@
 """The joiner as a pure state machine: what it makes of a stream of inotify events, whichever way it is cut."""
 
+import itertools
 import struct
 from collections import Counter
 from collections.abc import Iterable
@@ -253,7 +254,7 @@ def played(events: list[RawEvent], cuts: Iterable[int]) -> list[Item]:
     one = Joiner()
     told: list[Item] = []
     places = [0, *sorted(cuts), len(events)]
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in itertools.pairwise(places):
         told += one.feed(events[start:end])
     told += one.flush()
     assert not one.waiting

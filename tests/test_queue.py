@@ -62,6 +62,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(counts=st.lists(st.integers(1, 7), min_size=1, max_size=3))
     def peek_and_pop(self, counts: list[int]) -> None:
+        seen = None
         for count in counts:  # a reader whose buffer is too small asks again for less
             seen = self.queue.peek(count)
             assert (seen is None) == (not self.waiting)

@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from fusenotify import _linux
 from fusenotify.identity import FileHandle, Identity, InodeKey, InodeNumber
@@ -20,7 +20,13 @@ _NO_HANDLES: Final = frozenset({errno.EOPNOTSUPP, errno.EOVERFLOW, errno.ENOSYS,
 
 
 class Reference(Protocol):
-    """How an object of the backing tree is reached again."""
+    """How an object of the backing tree is reached again.
+
+    Attributes:
+        outlives_names: whether it still reaches the object when that has no name any more and nobody has it open.
+    """
+
+    outlives_names: ClassVar[bool]
 
     def acquire(self, flags: int) -> int:
         """Return a descriptor of the object, to be given to `release` (OSError: ESTALE when the object is gone)."""
@@ -36,6 +42,7 @@ class HandleReference:
     """Reaches an object by its file handle; costs no descriptor while idle."""
 
     __slots__ = ("_handle", "_mount_fd")
+    outlives_names: ClassVar[bool] = False
 
     def __init__(self, mount_fd: int, handle: FileHandle) -> None:
         self._mount_fd = mount_fd
@@ -57,6 +64,7 @@ class DescriptorReference:
     """Keeps an O_PATH descriptor, where handles cannot be had or opened."""
 
     __slots__ = ("_fd",)
+    outlives_names: ClassVar[bool] = True
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

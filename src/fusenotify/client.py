@@ -295,7 +295,7 @@ class Group:
         async def read(connection: Connection, scope: anyio.CancelScope) -> None:
             try:
                 await connection.read()
-            except Exception as error:  # noqa: BLE001 - it is raised below, not in a group of one
+            except Exception as error:
                 failed.append(error)
             scope.cancel()
 

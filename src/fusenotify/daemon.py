@@ -31,6 +31,7 @@ from fusenotify.recorder import Recorder
 from fusenotify.server import Server
 from fusenotify.session import FuseLoop
 from fusenotify.status import Replays, Status
+from fusenotify.stream import Stream
 from fusenotify.translation import Translator
 from fusenotify.tree import Tree
 from fusenotify.watchers.inotify import InotifyWatcher
@@ -50,6 +51,7 @@ class Daemon:
         self._target = target
         self._options = options
         self._epoch = secrets.token_hex(6)
+        self._end_of_grace: float | None = None
 
         self._backing = Backing(str(target.source))
         stack.callback(self._backing.close)
@@ -57,11 +59,12 @@ class Daemon:
         stack.callback(self._watcher.close)
         echoes = Echoes()
         self._tree = Tree(self._backing.root_key)
-        self._translator = Translator(self._backing, self._watcher, self._tree, echoes)
+        stream = Stream(self._watcher.take)
+        self._translator = Translator(self._backing, self._watcher, stream, self._tree, echoes)
         self._groups = Groups(
             self._tree, self._backing.walk_beneath, owner=os.geteuid(), watch_other=options.watch_other
         )
-        self._hearing = Hearing(self._watcher, self._translator, echoes, self._groups.publish)
+        self._hearing = Hearing(self._watcher, stream, self._translator, echoes, self._groups.publish)
 
         self._table = InodeTable(self._backing.root_key.device)
         recorder = Recorder(self._watcher, self._hearing, lambda: len(self._groups) > 0)
@@ -119,8 +122,8 @@ class Daemon:
         on_ready()
 
     async def _stop_at_signal(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # what the receiver leaves behind: by then we are ending anyway
+        for ours in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(ours, signal.SIG_IGN)  # what the receiver leaves behind: by then we are ending anyway
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for number in signals:
                 log.info("stopping at %s", signal.Signals(number).name)
@@ -138,7 +141,9 @@ class Daemon:
             self._translator.root_gone = True
             self._translator.seq += 1
             self._groups.publish([EventRecord(self._translator.seq, time.time_ns(), events.UNMOUNT, IS_DIR, None)])
-        with trio.move_on_after(_GRACE):
+        if self._end_of_grace is None:  # this is called at a signal, and again when the mount has ended
+            self._end_of_grace = trio.current_time() + _GRACE
+        with trio.move_on_at(self._end_of_grace):
             while not self._groups.all_read:  # noqa: ASYNC110 - one second at the end of a life is not worth an event
                 await trio.sleep(_GRACE / 100)
 

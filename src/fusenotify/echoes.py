@@ -2,9 +2,9 @@
 
 A handler notes where the watcher's stream of bytes stood before and after its system calls. Its echoes lie between the
 two, and no other handler's can (handlers do not overlap, see docs/architecture.md), so an event inside the bracket
-that is what the operation was expected to raise is `local`; everything else is remote. An expectation that nothing matched had
-no echo (the directory is not watched, the event merged into an unread one, or the queue overflowed) and is published by
-the operation itself when the stream passes the end of the bracket.
+that is what the operation was expected to raise is `local`; everything else is remote. An expectation that nothing
+matched had no echo (the directory is not watched, the event merged into an unread one, or the queue overflowed) and is
+published by the operation itself when the stream passes the end of the bracket.
 """
 
 from collections import deque
@@ -36,6 +36,7 @@ class Expectation:
         inode: the object, where only the object is certain and the name is a memory (changes of open files).
         exchange: whether a rename swaps the two.
         optional: whether the event may fail to come without the operation having to tell of it.
+        silent: whether it comes of the way the daemon does things and not of what the caller did, so nobody is told.
         most: how many events the operation can raise for this; identical ones may merge into fewer.
         heard: how many events matched so far.
         watch: the watch descriptor of the directory that was made.
@@ -48,6 +49,7 @@ class Expectation:
     inode: InodeKey | None = None
     exchange: bool = False
     optional: bool = False
+    silent: bool = False
     most: int = 1
     heard: int = 0
     watch: int | None = None
@@ -76,6 +78,10 @@ class LocalOperation:
     pid: int | None
     uid: int | None
     expectations: list[Expectation]
+
+    def is_silent(self, kind: int) -> bool:
+        """Whether an echo of this kind is told to nobody."""
+        return any(expectation.silent and expectation.kind == kind for expectation in self.expectations)
 
 
 class Echoes:

@@ -12,7 +12,8 @@ import trio
 
 from fusenotify.echoes import Echoes, LocalOperation
 from fusenotify.events import EventRecord
-from fusenotify.joiner import Item, Joiner, Move, parse
+from fusenotify.joiner import Item, Joiner, Move
+from fusenotify.stream import Stream
 from fusenotify.translation import Translator
 from fusenotify.watchers.inotify import InotifyWatcher
 
@@ -27,11 +28,13 @@ class Hearing:
     def __init__(
         self,
         watcher: InotifyWatcher,
+        stream: Stream,
         translator: Translator,
         echoes: Echoes,
         publish: Callable[[list[EventRecord]], None],
     ) -> None:
         self._watcher = watcher
+        self._stream = stream
         self._translator = translator
         self._echoes = echoes
         self._publish = publish
@@ -39,6 +42,7 @@ class Hearing:
         self._held: list[Item] = []  # a rename that may be the first half of an exchange
         self._work = trio.Event()
         self._processed = 0
+        self._patience: tuple[float, int] | None = None  # until when, and for what up to which position, we wait
         self._told = 0  # since other tasks last had a turn
         self._waiters: list[tuple[int, trio.Event]] = []
         watcher.on_data = self._wake
@@ -89,24 +93,31 @@ class Hearing:
     async def _work_off(self) -> None:
         while True:
             position = self._watcher.drain()
-            while (chunk := self._watcher.take()) is not None:
-                start, data = chunk
-                await self._pass_on(self._joiner.feed(parse(data, start)))
-                self._finish(start + len(data))
+            while (chunk := self._stream.next()) is not None:
+                end, events = chunk
+                await self._pass_on(self._joiner.feed(events))
+                self._finish(end)
             if self._joiner.waiting or self._held:
                 await self._await_partner()
-            elif self._watcher.drain() == position:
+                continue
+            self._patience = None
+            if self._watcher.drain() == position:
                 self._finish(position)
                 return
 
     async def _await_partner(self) -> None:
+        """Wait for more, but for no partner longer than it may take, however much else comes."""
+        if self._patience is None:
+            self._patience = trio.current_time() + _PARTNER_TIMEOUT, self._watcher.drain()
+        deadline, awaited_up_to = self._patience
         self._work = trio.Event()
         self._watcher.drain()
-        with trio.move_on_after(_PARTNER_TIMEOUT):
+        with trio.move_on_at(deadline):
             await self._work.wait()
             return
+        self._patience = None
         held, self._held = self._held, []
-        await self._translate(held + self._joiner.flush())
+        await self._translate(held + self._joiner.flush(awaited_up_to))
 
     async def _pass_on(self, items: list[Item]) -> None:
         items = self._held + items
@@ -149,8 +160,6 @@ def _unpaired_at_the_end(items: list[Item]) -> Move | None:
         return None
     unpaired: Move | None = None
     for item in items:
-        if not isinstance(item, Move) or (unpaired is not None and item.is_mirror_of(unpaired)):
-            unpaired = None
-        else:
-            unpaired = item
+        is_second = unpaired is not None and isinstance(item, Move) and item.is_mirror_of(unpaired)
+        unpaired = item if isinstance(item, Move) and not is_second else None
     return unpaired

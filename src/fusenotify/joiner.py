@@ -113,10 +113,10 @@ class Joiner:
                 self._give_up_oldest(ready)
         return ready
 
-    def flush(self) -> list[Item]:
-        """Give up waiting: every lone first half becomes a move out of the tree."""
+    def flush(self, before: int | None = None) -> list[Item]:
+        """Give up waiting: every lone first half (that stands before a position) becomes a move out of the tree."""
         ready: list[Item] = []
-        while self._waiting:
+        while self._waiting and (before is None or self._held[0][0] < before):
             self._give_up_oldest(ready)
         return ready
 

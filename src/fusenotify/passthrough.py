@@ -242,9 +242,10 @@ class Passthrough:
         try:
             yield
             node = self.table.known(found.identity)
-            if node is not None and not _has_names(os.fstat(found.fd)):
-                node.reference.close()
-                node.reference = found.hold()
+            if node is None or node.reference.outlives_names or _has_names(os.fstat(found.fd)):
+                return
+            node.reference.close()
+            node.reference = found.hold()
         finally:
             found.close()
 
@@ -293,6 +294,8 @@ class Passthrough:
             Expectation(kind, at, is_dir=node.is_dir, inode=node.key, most=most, optional=optional)
             for kind, most, optional in _raised_by(fields)
         ]
+        if fields.update_size and open_fd is None:  # see _truncate
+            expectations.append(Expectation(events.CLOSE_WRITE, at, inode=node.key, optional=True, silent=True))
         with self.descriptor(node) as fd:
             with self.recorder.operation(expectations, *self.recorder.caller(ctx)):
                 _change(fd, open_fd, wanted, fields)
@@ -363,6 +366,8 @@ def _has_names(status: os.stat_result) -> bool:
 
 def _truncate(path: str, size: int) -> None:
     """Truncate without waiting for the holder of a lease, who may be waiting for us.
+
+    truncate(2) would wait. Its way around, an open and a close, raises CLOSE_WRITE, which truncate(2) does not.
 
     Raises:
         BlockingIOError: there is one.

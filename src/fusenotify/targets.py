@@ -3,9 +3,9 @@
 import os
 from dataclasses import dataclass
 
-from fusenotify.config import QUEUE_FILE
-from fusenotify.errors import DaemonGone, NotAMount, NotPermitted, UsageError
-from fusenotify.transports import GONE, QueueFile, Transport, UnixSocket
+from fusenotify.errors import NotAMount, UsageError
+from fusenotify.mountinfo import mount_of
+from fusenotify.transports import QueueFile, Transport, UnixSocket
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Target:
 
     Attributes:
         given: as the user wrote it.
-        daemon: what tells one daemon from another: the root of a mount, or the URL of a socket.
+        daemon: what tells one daemon from another: a mountpoint, or the URL of a socket.
         path: below that root, `.` for the root itself.
     """
 
@@ -40,8 +40,6 @@ def resolve(given: str | os.PathLike[str]) -> Target:
     Raises:
         NotAMount: the path is not on a fusenotify mount.
         UsageError: the target has no form we know, or the path does not exist.
-        NotPermitted: the path is not for this user to look at.
-        DaemonGone: the path is on a mount whose daemon is dead.
     """
     text = os.fspath(given)
     if text.startswith("unix:") and text != "unix:":
@@ -49,31 +47,13 @@ def resolve(given: str | os.PathLike[str]) -> Target:
     if "://" in text or text == "unix:":
         raise UsageError(f"{text!r} is no target: give a path on a fusenotify mount, or unix:PATH")
     real = os.path.realpath(text)
+    mount = mount_of(real)
     try:
-        root = _mount_root(real)
-        os.stat(os.path.join(root, QUEUE_FILE))
+        os.lstat(real)
     except FileNotFoundError as error:
-        if not os.path.lexists(real):
-            raise UsageError(f"{text} does not exist") from error
-        raise NotAMount(f"{text} is not on a fusenotify mount; mount one with `fusenotify mount SOURCE DIR`") from error
-    except NotADirectoryError as error:
-        raise NotAMount(f"{text} is not on a fusenotify mount") from error
-    except PermissionError as error:
-        raise NotPermitted(f"cannot look at {text}: {error.strerror}") from error
-    except OSError as error:
-        if error.errno not in GONE:
-            raise UsageError(f"{text} is no target: {error.strerror}") from error
-        raise DaemonGone(
-            f"the daemon of the mount at {text} is dead ({error.strerror}); "
-            f"remove the mount with `fusenotify umount --lazy {text}`"
-        ) from error
-    return Target(text, root, os.fsencode(os.path.relpath(real, root)))
-
-
-def _mount_root(real: str) -> str:
-    """Return the topmost directory of the filesystem that a path is on, as far as it can be seen from here."""
-    device = os.stat(real).st_dev
-    root = real
-    while root != "/" and os.stat(os.path.dirname(root)).st_dev == device:
-        root = os.path.dirname(root)
-    return root
+        raise UsageError(f"{text} does not exist") from error
+    except OSError:
+        pass  # a dead daemon, or no right to look: connecting says so better
+    if mount is None:
+        raise NotAMount(f"{text} is not on a fusenotify mount; mount one with `fusenotify mount SOURCE DIR`")
+    return Target(text, mount.mountpoint, os.fsencode(os.path.relpath(real, mount.mountpoint)))

@@ -3,21 +3,21 @@
 Everything the stream tells goes through here in order, and the tree of watched directories is changed as it passes.
 """
 
-import errno
 import logging
-import os
 import stat
 from collections.abc import Generator, Iterator, Sequence
 from typing import Final
 
 from fusenotify import events, joiner
 from fusenotify.backing import Backing
+from fusenotify.crawler import Arrival, Crawler
 from fusenotify.echoes import Echoes, Expectation, LocalOperation
 from fusenotify.events import EXCHANGE, IS_DIR, LOCAL, RECOVERED, EventRecord, Reason
 from fusenotify.identity import InodeKey
 from fusenotify.joiner import Item, Move, RawEvent
+from fusenotify.stream import Stream
 from fusenotify.tree import ROOT_PATH, Directory, Tree
-from fusenotify.watchers.inotify import Adoption, InotifyWatcher
+from fusenotify.watchers.inotify import InotifyWatcher
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ _KINDS: Final = {
     joiner.IN_ATTRIB: events.ATTRIB,
     joiner.IN_CLOSE_WRITE: events.CLOSE_WRITE,
 }
+_DELETED_DIRECTORY: Final = joiner.IN_DELETE | joiner.IN_ISDIR
 _ROOT_GONE: Final = joiner.IN_DELETE_SELF | joiner.IN_UNMOUNT | joiner.IN_MOVE_SELF
 _CHUNK: Final = 512  # how many events are gathered before other work may be done
 
@@ -41,13 +42,15 @@ class Translator:
         root_gone: whether the backing root was deleted, moved or unmounted.
     """
 
-    def __init__(self, backing: Backing, watcher: InotifyWatcher, tree: Tree, echoes: Echoes) -> None:
+    def __init__(self, backing: Backing, watcher: InotifyWatcher, stream: Stream, tree: Tree, echoes: Echoes) -> None:
         self.tree = tree
         self.overflows = 0
         self.root_gone = False
         self.seq = 0
         self._backing = backing
         self._watcher = watcher
+        self._stream = stream
+        self._crawler = Crawler(backing, watcher, stream, tree)
         self._echoes = echoes
         self._time_ns = 0
         self._batch: list[EventRecord] = []
@@ -56,13 +59,15 @@ class Translator:
 
     def crawl(self) -> Iterator[list[EventRecord]]:
         """Watch the whole tree. Yields nothing but the chance to do other work: nobody listens yet."""
-        yield from self._rebuild()
+        for _ in self._crawler.crawl():
+            yield from self._flush()
 
     def translate(self, items: Sequence[Item], time_ns: int) -> Iterator[list[EventRecord]]:
         """Yield the events of some items in batches; between two of them other work may be done."""
         self._time_ns = time_ns
         told_with_predecessor = False
         for index, item in enumerate(items):
+            self._note_leaving(item)
             if told_with_predecessor:
                 told_with_predecessor = False
                 continue
@@ -91,6 +96,13 @@ class Translator:
         old = self._directory(move.old_wd)
         return old is not None and self._backing.stat_beneath(old.prefix + move.old_name) is not None
 
+    def _note_leaving(self, item: Item) -> None:
+        if isinstance(item, Move):
+            if item.is_dir and item.old_wd is not None:
+                self._stream.left(item.old_wd, item.old_name)
+        elif item[2] & _DELETED_DIRECTORY == _DELETED_DIRECTORY:
+            self._stream.left(item[1], item[4])
+
     # --- one event -------------------------------------------------------------------------------------------------
 
     def _on_event(self, directory: Directory, item: RawEvent) -> Iterator[list[EventRecord]]:
@@ -108,7 +120,7 @@ class Translator:
         elif kind == events.DELETE:
             if known is None or name in known:
                 yield from self._on_delete(directory, name, is_dir, operation)
-        else:
+        elif operation is None or not operation.is_silent(kind):
             self._tell(kind, directory.prefix + name, operation, IS_DIR if is_dir else 0)
 
     def _on_self(self, directory: Directory, wd: int, mask: int, position: int) -> None:
@@ -140,9 +152,12 @@ class Translator:
         self._tell(events.DELETE, directory.prefix + name, operation, IS_DIR if is_dir else 0)
         if directory.announced is not None:
             directory.announced.discard(name)
-        if is_dir and (gone := directory.children.get(name)) is not None:
+        if not is_dir:
+            return
+        self._crawler.has_left(directory, name)
+        if (gone := directory.children.get(name)) is not None:
             yield from self._flush()
-            self._leave(self.tree.detach(gone))
+            self._crawler.leave(self.tree.detach(gone))
 
     def _window(self, directory: Directory, position: int) -> set[bytes] | None:
         """Return the names listeners know in a directory whose listing may have told what the stream tells again."""
@@ -188,18 +203,22 @@ class Translator:
         self._tell(events.RENAME, new_path, operation, IS_DIR if move.is_dir else 0, old_path)
         if move.is_dir:
             yield from self._flush()  # what is queued so far is told by the paths of before
-        moved = old.children.get(move.old_name) if old is not None else None
+        moved = None
+        if old is not None:
+            self._crawler.has_left(old, move.old_name)
+            moved = old.children.get(move.old_name)
         if new is not None and moved is not None and moved.wd is not None:
-            self._leave(self.tree.move(moved, new, move.new_name))
+            self._crawler.leave(self.tree.move(moved, new, move.new_name))
+            yield from self._tell_arrivals(self._crawler.arrive_missed(moved), operation)
             return
         if moved is not None:
-            self._leave(self.tree.detach(moved))
+            self._crawler.leave(self.tree.detach(moved))
         if new is None:
             return
         if move.is_dir:
             yield from self._arrive(new, move.new_name, operation)
         elif move.new_name in new.children:
-            self._leave(self.tree.detach(new.children[move.new_name]))
+            self._crawler.leave(self.tree.detach(new.children[move.new_name]))
 
     def _exchange(
         self, old: Directory, new: Directory, move: Move, operation: LocalOperation | None
@@ -207,9 +226,16 @@ class Translator:
         old_path, new_path = old.prefix + move.old_name, new.prefix + move.new_name
         self._tell(events.RENAME, new_path, operation, EXCHANGE | (IS_DIR if move.is_dir else 0), old_path)
         yield from self._flush()
+        ends = ((old, move.old_name), (new, move.new_name))
+        missed = [end for end, other in zip(ends, reversed(ends), strict=True) if self._crawler.has_left(*other)]
         self.tree.exchange(old, move.old_name, new, move.new_name)
+        for directory, name in ends:
+            if (name_of := directory.children.get(name)) is not None:
+                yield from self._tell_arrivals(self._crawler.arrive_missed(name_of), operation)
+        for directory, name in missed:
+            yield from self._arrive(directory, name, operation)
         if operation is None and not self._surely_exchanged(old_path, new_path):
-            for directory, name in ((old, move.old_name), (new, move.new_name)):
+            for directory, name in ends:
                 yield from self._refresh(directory, name)
 
     def _refresh(self, directory: Directory, name: bytes) -> Iterator[list[EventRecord]]:
@@ -237,62 +263,17 @@ class Translator:
     # --- directories come and go -----------------------------------------------------------------------------------
 
     def _arrive(self, parent: Directory, name: bytes, cause: LocalOperation | None) -> Iterator[list[EventRecord]]:
-        """Watch a directory that has come into the tree, and tell of what is in it already."""
-        stack = [(parent, name)]
-        # A directory that an operation made is known, even if it is called otherwise by now.
+        """Have a directory watched that has come into the tree, and tell of what is in it already."""
         made = next((one.watch for one in cause.expectations if one.watch is not None), None) if cause else None
-        known = self._watcher.adoption_by(made) if made is not None else None
-        while stack:
-            parent, name = stack.pop()
-            adoption, known = known or self._adopt(parent.prefix + name), None
-            if adoption is None or self._is_elsewhere(adoption, parent, name):
-                continue  # its delete or its rename is still in the stream
-            directory, gone = self.tree.attach(parent, name, adoption.wd, adoption.key)
-            self._leave([one for one in gone if one.wd != adoption.wd])
-            if adoption.overlaps:
-                directory.announced = {entry for entry, _ in adoption.entries}
-                directory.announced_until = adoption.until
-            for entry, is_dir in adoption.entries:
-                self._tell(events.CREATE, directory.prefix + entry, cause, RECOVERED | (IS_DIR if is_dir else 0))
-                if is_dir:
-                    stack.append((directory, entry))
+        yield from self._tell_arrivals(self._crawler.arrive(parent, name, made), cause)
+
+    def _tell_arrivals(self, arrivals: Iterator[Arrival], cause: LocalOperation | None) -> Iterator[list[EventRecord]]:
+        for directory, entries in arrivals:
+            prefix = directory.prefix
+            for name, is_dir in entries:
+                self._tell(events.CREATE, prefix + name, cause, RECOVERED | (IS_DIR if is_dir else 0))
                 if len(self._batch) >= _CHUNK:
                     yield from self._flush()
-            self._watcher.drain()
-
-    def _adopt(self, path: bytes) -> Adoption | None:
-        """Take a directory under watch, unless a handler did so before; None when it is not there any more."""
-        try:
-            fd = self._backing.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                self._refuse(path, error)
-            return None
-        try:
-            status = os.fstat(fd)
-            key = InodeKey(status.st_dev, status.st_ino)
-            return self._watcher.adoptions.pop(key, None) or self._watcher.adopt(fd)
-        finally:
-            os.close(fd)
-
-    def _refuse(self, path: bytes, error: OSError) -> None:
-        log.warning("changes below %s are not heard: %s", os.fsdecode(path), error.strerror)
-        found = self._backing.stat_beneath(path)
-        if found is not None:
-            self._watcher.refuse(InodeKey(found.st_dev, found.st_ino))
-
-    def _is_elsewhere(self, adoption: Adoption, parent: Directory, name: bytes) -> bool:
-        """Whether this directory is in the tree under another name, so that a rename is still to be told."""
-        known = self._directory(adoption.wd)
-        return known is not None and (known.parent is not parent or known.name != name)
-
-    def _leave(self, gone: list[Directory]) -> None:
-        for directory in gone:
-            self._watcher.adoptions.pop(directory.key, None)
-            if directory.wd is not None:
-                self._watcher.unwatch(directory.wd)
 
     def _on_overflow(self) -> Iterator[list[EventRecord]]:
         """Events are lost: say so, and look at every directory again so that later ones are told rightly."""
@@ -300,27 +281,7 @@ class Translator:
         yield from self._flush()
         self._tell(events.OVERFLOW, None, None, 0, reason=Reason.KERNEL)
         yield from self._flush()
-        yield from self._rebuild()
-
-    def _rebuild(self) -> Iterator[list[EventRecord]]:
-        layout: dict[Directory, tuple[Directory | None, bytes, int | None]] = {}
-        stack: list[tuple[Directory | None, bytes, bytes]] = [(None, b"", ROOT_PATH)]
-        while stack:
-            parent, name, path = stack.pop()
-            adoption = self._adopt(path)
-            if adoption is None:
-                continue
-            directory = self._directory(adoption.wd) or self.tree.by_key.get(adoption.key)
-            if directory is None:
-                directory = Directory(parent, name, None, adoption.key)
-            if directory in layout:
-                continue  # the same directory under two names, by a bind mount: it has only one watch
-            layout[directory] = parent, name, adoption.wd
-            prefix = path + b"/" if parent is not None else b""
-            stack.extend((directory, entry, prefix + entry) for entry, is_dir in adoption.entries if is_dir)
-            if len(layout) % _CHUNK == 0:
-                yield from self._flush()
-        self._leave(self.tree.rearrange(layout))
+        yield from self.crawl()
 
     # --- telling ---------------------------------------------------------------------------------------------------
 

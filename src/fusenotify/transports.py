@@ -54,7 +54,10 @@ class QueueFile:
             raise NotPermitted(f"cannot open {path}: {error.strerror}") from error
         except OSError as error:
             if error.errno in GONE:
-                raise DaemonGone(f"the daemon of {mount_root} does not answer: {error.strerror}") from error
+                raise DaemonGone(
+                    f"the daemon of {mount_root} is dead ({error.strerror}); "
+                    f"remove the mount with `fusenotify umount --lazy {mount_root}`"
+                ) from error
             raise LimitReached(f"cannot open {path}: {error.strerror}") from error
         return cls(fd, path)
 

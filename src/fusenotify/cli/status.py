@@ -4,15 +4,18 @@ import argparse
 import json
 import os
 import sys
+import threading
 from typing import Any
 
 import anyio
 import msgspec
 
 from fusenotify import client
-from fusenotify.errors import FusenotifyError
+from fusenotify.errors import DaemonGone, FusenotifyError
 from fusenotify.mountinfo import find_mounts
 from fusenotify.status import Status
+
+_PATIENCE = 5.0  # seconds for each of several daemons
 
 
 def run(options: argparse.Namespace) -> int:
@@ -24,13 +27,35 @@ def run(options: argparse.Namespace) -> int:
     code = 0
     for mount in find_mounts():
         try:
-            state = anyio.run(client.status, mount.mountpoint)
+            state = _ask(mount.mountpoint)
         except FusenotifyError as error:
+            if mount not in find_mounts():
+                continue  # it has gone since
             print(f"fusenotify: {error}", file=sys.stderr)
             code = error.exit_code
         else:
             print(tell(state))
     return code
+
+
+def _ask(mountpoint: str) -> Status:
+    """Ask one daemon of several, on a thread of its own: one that hangs must not keep the others from being told."""
+    answers: list[Status | FusenotifyError] = []
+
+    def ask() -> None:
+        try:
+            answers.append(anyio.run(client.status, mountpoint))
+        except FusenotifyError as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    if not answers:
+        raise DaemonGone(f"the daemon of {mountpoint} does not answer within {_PATIENCE:.0f} s")
+    if isinstance(answers[0], FusenotifyError):
+        raise answers[0]
+    return answers[0]
 
 
 def _fields(state: Status) -> dict[str, Any]:

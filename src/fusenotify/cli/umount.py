@@ -10,7 +10,8 @@ import anyio
 
 from fusenotify import client
 from fusenotify.errors import EnvironmentProblem, FusenotifyError
-from fusenotify.mounting import unmount
+from fusenotify.mountinfo import mount_of
+from fusenotify.mounting import DEVICE, unmount
 
 _PATIENCE = 10.0  # seconds
 
@@ -38,8 +39,23 @@ def _open_daemon(mountpoint: str) -> int | None:
 
     with contextlib.suppress(FusenotifyError, OSError):
         pid = anyio.run(ask)
-        return os.pidfd_open(pid) if pid is not None else None
+        if pid is not None:
+            daemon = os.pidfd_open(pid)
+            if _is_daemon_of(pid, mountpoint):
+                return daemon
+            os.close(daemon)
     return None
+
+
+def _is_daemon_of(pid: int, mountpoint: str) -> bool:
+    """Whether a process serves FUSE as the user who mounted; a mount could name any process, for us to end it."""
+    mount = mount_of(os.path.realpath(mountpoint))
+    try:
+        owner = os.stat(f"/proc/{pid}").st_uid
+        files = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:
+        return False
+    return mount is not None and f"user_id={owner}" in mount.super_options and DEVICE in files
 
 
 def _await_end(daemon: int, mountpoint: str) -> None:

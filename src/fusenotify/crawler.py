@@ -1,0 +1,155 @@
+"""Directories come into the tree and leave it: each is watched first and listed second, so nothing in it is missed.
+
+A path is only as good as the moment: before a directory is taken for the one that the stream has told of, everything
+read so far is searched for the name, or one above it, leaving. If it is about to, the directory is *missed*, and is
+looked for again once that has been told.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Iterator
+
+from fusenotify.backing import Backing
+from fusenotify.identity import InodeKey
+from fusenotify.stream import Stream
+from fusenotify.tree import ROOT_PATH, Directory, Tree
+from fusenotify.watchers.inotify import Adoption, InotifyWatcher
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 512  # directories of a crawl between two chances to do other work
+
+# A directory that has come into the tree, and (name, is it a directory) of what is in it.
+Arrival = tuple[Directory, list[tuple[bytes, bool]]]
+
+
+class Crawler:
+    """Keeps watches where the tree has directories, and nowhere else."""
+
+    def __init__(self, backing: Backing, watcher: InotifyWatcher, stream: Stream, tree: Tree) -> None:
+        self._backing = backing
+        self._watcher = watcher
+        self._stream = stream
+        self._tree = tree
+        self._missed: dict[Directory, set[bytes]] = {}
+
+    def arrive(self, parent: Directory, name: bytes, made: int | None = None) -> Iterator[Arrival]:
+        """Watch a directory and everything below it; yield each directory and its entries, parents first.
+
+        `made` is the watch of a directory that an operation of ours made: it is known, whatever it is called by now.
+        """
+        known = self._watcher.adoption_by(made) if made is not None else None
+        stack = [(parent, name)]
+        while stack:
+            parent, name = stack.pop()
+            adoption, known = known or self._adopt_as(parent, name), None
+            if adoption is None or self._is_elsewhere(adoption, parent, name):
+                self._missed.setdefault(parent, set()).add(name)
+                continue
+            directory, gone = self._tree.attach(parent, name, adoption.wd, adoption.key)
+            self.leave([one for one in gone if one.wd != adoption.wd])
+            self.has_left(parent, name)
+            if adoption.overlaps:
+                directory.announced = {entry for entry, _ in adoption.entries}
+                directory.announced_until = adoption.until
+            yield directory, adoption.entries
+            stack.extend((directory, entry) for entry, is_dir in adoption.entries if is_dir)
+            self._watcher.drain()
+
+    def arrive_missed(self, moved: Directory) -> Iterator[Arrival]:
+        """Look again for the directories that were missed below one that has just been moved."""
+        if not self._missed:
+            return
+        missed = [(one, name) for one in moved.below() for name in self._missed.pop(one, ())]
+        for parent, name in missed:
+            yield from self.arrive(parent, name)
+
+    def has_left(self, parent: Directory, name: bytes) -> bool:
+        """Take note that a name does not stand for a missed directory any more; return whether it did."""
+        missed = self._missed.get(parent)
+        if missed is None or name not in missed:
+            return False
+        missed.remove(name)
+        if not missed:
+            del self._missed[parent]
+        return True
+
+    def leave(self, gone: list[Directory]) -> None:
+        """Stop watching directories that are not in the tree any more: a watch follows its inode wherever it goes."""
+        for directory in gone:
+            self._missed.pop(directory, None)
+            self._watcher.adoptions.pop(directory.key, None)
+            if directory.wd is not None:
+                self._watcher.unwatch(directory.wd)
+
+    def _adopt_as(self, parent: Directory, name: bytes) -> Adoption | None:
+        """Take the directory at a path under watch; None if it is not there, or not for sure the one that is meant."""
+        adoption = self._adopt(parent.prefix + name)
+        if adoption is None or self._is_settled(parent, name):
+            return adoption
+        if adoption.wd is None or adoption.wd not in self._tree.by_wd:
+            self._watcher.adoptions[adoption.key] = adoption  # for when the stream comes to it
+        return None
+
+    def _is_settled(self, parent: Directory, name: bytes) -> bool:
+        """Whether nothing that is still to be told changes what a path stands for."""
+        directory = parent
+        while directory.wd is None or not self._stream.will_leave(directory.wd, name):
+            if directory.parent is None:
+                return True
+            directory, name = directory.parent, directory.name
+        return False
+
+    def _adopt(self, path: bytes) -> Adoption | None:
+        """Take a directory under watch, unless a handler did so before; None when it is not there any more."""
+        try:
+            fd = self._backing.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                self._refuse(path, error)
+            return None
+        try:
+            status = os.fstat(fd)
+            key = InodeKey(status.st_dev, status.st_ino)
+            return self._watcher.adoptions.pop(key, None) or self._watcher.adopt(fd)
+        finally:
+            os.close(fd)
+
+    def _refuse(self, path: bytes, error: OSError) -> None:
+        log.warning("changes below %s are not heard: %s", os.fsdecode(path), error.strerror)
+        found = self._backing.stat_beneath(path)
+        if found is not None:
+            self._watcher.refuse(InodeKey(found.st_dev, found.st_ino))
+
+    def _is_elsewhere(self, adoption: Adoption, parent: Directory, name: bytes) -> bool:
+        """Whether this directory is in the tree under another name, so that a rename is still to be told."""
+        known = self._heard_by(adoption.wd)
+        return known is not None and (known.parent is not parent or known.name != name)
+
+    def _heard_by(self, wd: int | None) -> Directory | None:
+        return self._tree.by_wd.get(wd) if wd is not None else None
+
+    def crawl(self) -> Iterator[None]:
+        """Watch the whole tree as it is now, whatever was known of it; yields chances to do other work."""
+        self._missed.clear()
+        layout: dict[Directory, tuple[Directory | None, bytes, int | None]] = {}
+        stack: list[tuple[Directory | None, bytes, bytes]] = [(None, b"", ROOT_PATH)]
+        while stack:
+            parent, name, path = stack.pop()
+            adoption = self._adopt(path)
+            if adoption is None:
+                continue
+            directory = self._heard_by(adoption.wd) or self._tree.by_key.get(adoption.key)
+            if directory is None:
+                directory = Directory(parent, name, None, adoption.key)
+            if directory in layout:
+                continue  # the same directory under two names, by a bind mount: it has only one watch
+            layout[directory] = parent, name, adoption.wd
+            prefix = path + b"/" if parent is not None else b""
+            stack.extend((directory, entry, prefix + entry) for entry, is_dir in adoption.entries if is_dir)
+            if len(layout) % _CHUNK == 0:
+                yield
+        self.leave(self._tree.rearrange(layout))
