@@ -91,9 +91,7 @@ class Mount:
 
 
 @contextlib.contextmanager
-def mounted(
-    directory: Path, arguments: Sequence[str] = (), command: Sequence[str] = FUSENOTIFY
-) -> Iterator[Mount]:
+def mounted(directory: Path, arguments: Sequence[str] = (), command: Sequence[str] = FUSENOTIFY) -> Iterator[Mount]:
     """Mount a new backing tree in `directory`, which has to be on a tmpfs; afterwards check that nothing went wrong."""
     source, mountpoint, state_dir = (directory / name for name in ("source", "mount", "state"))
     for path in (source, mountpoint, state_dir):

@@ -503,6 +503,7 @@ def test_flags_of_open(both: Both) -> None:
         lambda root: os.open(root, os.O_WRONLY),
         lambda root: os.open(root / "x", os.O_DIRECTORY),
         lambda root: os.open(root / "new", os.O_CREAT | os.O_DIRECTORY),
+        lambda root: os.close(os.open(root / "log", os.O_RDONLY | os.O_TRUNC)),
         lambda root: write(root / "log", b"nonblocking", os.O_NONBLOCK),
         lambda root: write(root / "log", b"sync", os.O_SYNC | os.O_NOATIME),
         lambda root: read_through(root / "log", os.O_NOATIME | os.O_NONBLOCK),

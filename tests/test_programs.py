@@ -137,9 +137,10 @@ def test_python_venv_and_pip(both: Both, directory: Path) -> None:
     wheel = _wheel(directory)
     base = sys._base_executable  # type: ignore[attr-defined]  # a venv of this venv's interpreter
     said = both.shell(
-        f"{base} -m venv env; env/bin/pip -q install --disable-pip-version-check --no-index {wheel};"
-        "env/bin/tiny; env/bin/python -c 'import tiny; tiny.main()'; env/bin/pip -q uninstall -y tiny;"
-        "test ! -e env/bin/tiny"
+        # The pip of the tests, as making another one takes long.
+        f"{base} -m venv --without-pip env; pip='{sys.executable} -m pip --python env/bin/python -q --no-color';"
+        f"PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 $pip install --no-index {wheel};"
+        "env/bin/tiny; env/bin/python -c 'import tiny; tiny.main()'; $pip uninstall -y tiny; test ! -e env/bin/tiny"
     )
     assert said.count("tiny works") == 2
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -79,16 +80,16 @@ class Files:
 
     def _empty(self, node: Node, fd: int, flags: int, ctx: Context) -> None:
         """Do what O_TRUNC means, as the caller, so that set-id bits go where its right to keep them is missing."""
-        if flags & os.O_ACCMODE == os.O_RDONLY:  # which may truncate as well
-            fd = node.reference.acquire(os.O_WRONLY | os.O_NONBLOCK)
-        try:
-            recorder = self._tree.recorder
-            expectations = _writing(recorder.memory_of(node), node.key)
-            with recorder.operation(expectations, *recorder.caller(ctx)), self._tree.writing_as(ctx.uid):
-                os.ftruncate(fd, 0)
-        finally:
-            if flags & os.O_ACCMODE == os.O_RDONLY:
-                os.close(fd)
+        recorder = self._tree.recorder
+        at = recorder.memory_of(node)
+        expectations = _writing(at, node.key)
+        opened: contextlib.AbstractContextManager[int] = contextlib.nullcontext(fd)
+        if flags & os.O_ACCMODE == os.O_RDONLY:  # which may truncate as well, but ftruncate(2) needs another descriptor
+            expectations.append(Expectation(events.CLOSE_WRITE, at, inode=node.key, optional=True, silent=True))
+            opened = _opened_to_write(node)
+        bracket = recorder.operation(expectations, *recorder.caller(ctx))
+        with bracket, opened as writable, self._tree.writing_as(ctx.uid):
+            os.ftruncate(writable, 0)
 
     def wait_for_lease(self, nodeid: int, access_mode: int) -> None:
         """Return when whoever holds a lease on a file has let go of it. Slow: for a thread."""
@@ -231,6 +232,15 @@ class Files:
         """Close a directory."""
         del self._directories[fh]
         os.close(fh)
+
+
+@contextlib.contextmanager
+def _opened_to_write(node: Node) -> Iterator[int]:
+    fd = node.reference.acquire(os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _writing(at: Name, key: InodeKey) -> list[Expectation]:
