@@ -11,12 +11,13 @@ from typing import Final
 import pyfuse3
 
 from fusenotify import events
+from fusenotify.attributes import attributes_of, entry_of
 from fusenotify.backing import proc_path
 from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.echoes import Expectation, Name
 from fusenotify.identity import InodeKey
 from fusenotify.inodes import ROOT_NODEID, Node
-from fusenotify.passthrough import Context, Passthrough, attributes_of, entry_of
+from fusenotify.passthrough import Context, Passthrough
 from fusenotify.recorder import process_of
 
 _HIDDEN: Final = QUEUE_DIRECTORY.encode()

@@ -15,6 +15,7 @@ from typing import Final
 import pyfuse3
 
 from fusenotify import _linux, events
+from fusenotify.attributes import attributes_of, change, entry_of, has_names, raised_by
 from fusenotify.backing import Backing, Found, acting_as, proc_path
 from fusenotify.echoes import Expectation
 from fusenotify.inodes import ROOT_NODEID, InodeTable, Node
@@ -242,7 +243,7 @@ class Passthrough:
         try:
             yield
             node = self.table.known(found.identity)
-            if node is None or node.reference.outlives_names or _has_names(os.fstat(found.fd)):
+            if node is None or node.reference.outlives_names or has_names(os.fstat(found.fd)):
                 return
             node.reference.close()
             node.reference = found.hold()
@@ -292,13 +293,13 @@ class Passthrough:
         at = self.recorder.memory_of(node)
         expectations = [
             Expectation(kind, at, is_dir=node.is_dir, inode=node.key, most=most, optional=optional)
-            for kind, most, optional in _raised_by(fields)
+            for kind, most, optional in raised_by(fields)
         ]
-        if fields.update_size and open_fd is None:  # see _truncate
+        if fields.update_size and open_fd is None:  # see attributes._truncate
             expectations.append(Expectation(events.CLOSE_WRITE, at, inode=node.key, optional=True, silent=True))
         with self.descriptor(node) as fd:
             with self.recorder.operation(expectations, *self.recorder.caller(ctx)):
-                _change(fd, open_fd, wanted, fields)
+                change(fd, open_fd, wanted, fields)
             return attributes_of(os.fstat(fd))
 
     def setxattr(self, nodeid: int, name: bytes, value: bytes, ctx: Context) -> None:
@@ -334,96 +335,9 @@ class Passthrough:
         return [name for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")]
 
 
-def _raised_by(fields: pyfuse3.SetattrFields) -> Iterator[tuple[int, int, bool]]:
-    """Yield (kind, how many at most, may it fail to come) of the events that a change raises.
-
-    The rules are those of the kernel's fsnotify_change(): a size is MODIFY, both times are ATTRIB, the modification
-    time alone is MODIFY, the access time alone is neither. Truncation may clear set-id bits, which is one ATTRIB more.
-    """
-    attribs = bool(fields.update_mode) + bool(fields.update_uid or fields.update_gid)
-    attribs += bool(fields.update_atime and fields.update_mtime)
-    modifies = bool(fields.update_size) + bool(fields.update_mtime and not fields.update_atime)
-    if attribs:
-        yield events.ATTRIB, attribs, False
-    elif fields.update_size:
-        yield events.ATTRIB, 1, True
-    if modifies:
-        yield events.MODIFY, modifies, False
-
-
 def _groups_of(thread_id: int) -> list[int]:
     """Return the supplementary groups of a caller; none where it is outside our pid namespace, or gone."""
     try:
         return sorted(pyfuse3.get_sup_groups(thread_id))
     except OSError:
         return []
-
-
-def _has_names(status: os.stat_result) -> bool:
-    """Whether an object is still in a directory (a removed directory may go on counting its own `.`)."""
-    return status.st_nlink > stat.S_ISDIR(status.st_mode)
-
-
-def _truncate(path: str, size: int) -> None:
-    """Truncate without waiting for the holder of a lease, who may be waiting for us.
-
-    truncate(2) would wait. Its way around, an open and a close, raises CLOSE_WRITE, which truncate(2) does not.
-
-    Raises:
-        BlockingIOError: there is one.
-    """
-    fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        os.ftruncate(fd, size)
-    finally:
-        os.close(fd)
-
-
-def _change(fd: int, open_fd: int | None, wanted: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
-    path = proc_path(fd)
-    if fields.update_uid or fields.update_gid:
-        os.chown(path, wanted.st_uid if fields.update_uid else -1, wanted.st_gid if fields.update_gid else -1)
-    if fields.update_mode:
-        os.chmod(path, stat.S_IMODE(wanted.st_mode))
-    if fields.update_size:
-        if open_fd is not None:
-            os.ftruncate(open_fd, wanted.st_size)
-        else:
-            _truncate(path, wanted.st_size)
-    if fields.update_atime or fields.update_mtime:
-        _linux.utimensat(
-            os.fsencode(path),
-            wanted.st_atime_ns if fields.update_atime else None,
-            wanted.st_mtime_ns if fields.update_mtime else None,
-        )
-
-
-def entry_of(node: Node, status: os.stat_result) -> pyfuse3.EntryAttributes:
-    """Return what a lookup answers: the node and its attributes.
-
-    The kernel may keep nothing of it: coherence by invalidation is not there yet (docs/guarantees.md).
-    """
-    entry = attributes_of(status)
-    entry.st_ino = pyfuse3.InodeT(node.nodeid)
-    entry.generation = node.generation
-    entry.entry_timeout = 0
-    return entry
-
-
-def attributes_of(status: os.stat_result) -> pyfuse3.EntryAttributes:
-    """Return what getattr answers; here the inode number is the backing's own."""
-    entry = pyfuse3.EntryAttributes()
-    entry.st_ino = pyfuse3.InodeT(status.st_ino)
-    entry.attr_timeout = 0
-    entry.st_mode = pyfuse3.ModeT(status.st_mode)
-    entry.st_nlink = status.st_nlink
-    entry.st_uid = status.st_uid
-    entry.st_gid = status.st_gid
-    entry.st_rdev = status.st_rdev
-    entry.st_size = status.st_size
-    entry.st_blksize = status.st_blksize
-    entry.st_blocks = status.st_blocks
-    entry.st_atime_ns = status.st_atime_ns
-    entry.st_mtime_ns = status.st_mtime_ns
-    entry.st_ctime_ns = status.st_ctime_ns
-    return entry

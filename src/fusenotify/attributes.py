@@ -1,0 +1,109 @@
+"""Attributes between the kernel and the backing tree: what is answered, what is changed, which events that raises."""
+
+import os
+import stat
+from collections.abc import Iterator
+
+import pyfuse3
+
+from fusenotify import _linux, events
+from fusenotify.backing import proc_path
+from fusenotify.inodes import Node
+
+
+def raised_by(fields: pyfuse3.SetattrFields) -> Iterator[tuple[int, int, bool]]:
+    """Yield (kind, how many at most, may it fail to come) of the events that a change raises.
+
+    The rules are those of the kernel's fsnotify_change(): a size is MODIFY, both times are ATTRIB, the modification
+    time alone is MODIFY, the access time alone is neither. Truncation may clear set-id bits, which is one ATTRIB more.
+    """
+    attribs = bool(fields.update_mode) + bool(fields.update_uid or fields.update_gid)
+    attribs += bool(fields.update_atime and fields.update_mtime)
+    modifies = bool(fields.update_size) + bool(fields.update_mtime and not fields.update_atime)
+    if attribs:
+        yield events.ATTRIB, attribs, False
+    elif fields.update_size:
+        yield events.ATTRIB, 1, True
+    if modifies:
+        yield events.MODIFY, modifies, False
+
+
+def has_names(status: os.stat_result) -> bool:
+    """Whether an object is still in a directory (a removed directory may go on counting its own `.`)."""
+    return status.st_nlink > stat.S_ISDIR(status.st_mode)
+
+
+def _truncate(path: str, size: int) -> None:
+    """Truncate without waiting for the holder of a lease, who may be waiting for us.
+
+    truncate(2) would wait. Its way around, an open and a close, raises CLOSE_WRITE, which truncate(2) does not.
+
+    Raises:
+        BlockingIOError: there is one.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.ftruncate(fd, size)
+    finally:
+        os.close(fd)
+
+
+def change(fd: int, open_fd: int | None, wanted: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
+    """Give an object those of the wanted attributes that `fields` names.
+
+    Args:
+        fd: an O_PATH descriptor of it.
+        open_fd: a descriptor of it that is open for writing, where there is one.
+        wanted: the attributes.
+        fields: which of them count.
+
+    Raises:
+        BlockingIOError: somebody holds a lease on the file that is to be truncated.
+    """
+    path = proc_path(fd)
+    if fields.update_uid or fields.update_gid:
+        os.chown(path, wanted.st_uid if fields.update_uid else -1, wanted.st_gid if fields.update_gid else -1)
+    if fields.update_mode:
+        os.chmod(path, stat.S_IMODE(wanted.st_mode))
+    if fields.update_size:
+        if open_fd is not None:
+            os.ftruncate(open_fd, wanted.st_size)
+        else:
+            _truncate(path, wanted.st_size)
+    if fields.update_atime or fields.update_mtime:
+        _linux.utimensat(
+            os.fsencode(path),
+            wanted.st_atime_ns if fields.update_atime else None,
+            wanted.st_mtime_ns if fields.update_mtime else None,
+        )
+
+
+def entry_of(node: Node, status: os.stat_result) -> pyfuse3.EntryAttributes:
+    """Return what a lookup answers: the node and its attributes.
+
+    The kernel may keep nothing of it: coherence by invalidation is not there yet (docs/guarantees.md).
+    """
+    entry = attributes_of(status)
+    entry.st_ino = pyfuse3.InodeT(node.nodeid)
+    entry.generation = node.generation
+    entry.entry_timeout = 0
+    return entry
+
+
+def attributes_of(status: os.stat_result) -> pyfuse3.EntryAttributes:
+    """Return what getattr answers; here the inode number is the backing's own."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = pyfuse3.InodeT(status.st_ino)
+    entry.attr_timeout = 0
+    entry.st_mode = pyfuse3.ModeT(status.st_mode)
+    entry.st_nlink = status.st_nlink
+    entry.st_uid = status.st_uid
+    entry.st_gid = status.st_gid
+    entry.st_rdev = status.st_rdev
+    entry.st_size = status.st_size
+    entry.st_blksize = status.st_blksize
+    entry.st_blocks = status.st_blocks
+    entry.st_atime_ns = status.st_atime_ns
+    entry.st_mtime_ns = status.st_mtime_ns
+    entry.st_ctime_ns = status.st_ctime_ns
+    return entry
