@@ -263,24 +263,19 @@ class Backing:
         finally:
             os.close(fd)
 
-    def walk_beneath(self, path: bytes) -> Iterator[tuple[bytes, bool]]:
-        """Yield (path, is it a directory) of everything below a directory, each directory before what is in it."""
-        stack = [path]
-        while stack:
-            directory = stack.pop()
-            try:
-                fd = self.open_beneath(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
-            except OSError:
-                continue  # gone, or not ours to read
-            try:
-                with os.scandir(fd) as listing:
-                    entries = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in listing]
-            finally:
-                os.close(fd)
-            for name, is_dir in entries:
-                yield directory + b"/" + name, is_dir
-                if is_dir:
-                    stack.append(directory + b"/" + name)
+    def list_beneath(self, path: bytes) -> tuple[InodeKey, list[tuple[bytes, bool]]]:
+        """Return what a directory below the root is, and (name, is it a directory) of what is in it.
+
+        Raises:
+            OSError: as from open(2).
+        """
+        fd = self.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+        try:
+            with os.scandir(fd) as listing:
+                entries = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in listing]
+            return self._key(fd), entries
+        finally:
+            os.close(fd)
 
     def times_beneath(self, path: bytes) -> _linux.Times | None:
         """Return when what is at a path below the root was born and last changed, None where there is nothing."""

@@ -33,6 +33,8 @@ class Crawler:
         self._stream = stream
         self._tree = tree
         self._missed: dict[Directory, set[bytes]] = {}
+        # Directories that a listing has found in one place while the stream still has them in another.
+        self._moving: dict[InodeKey, tuple[Directory, bytes]] = {}
 
     def arrive(self, parent: Directory, name: bytes, made: int | None = None) -> Iterator[Arrival]:
         """Watch a directory and everything below it; yield each directory and its entries, parents first.
@@ -44,7 +46,10 @@ class Crawler:
         while stack:
             parent, name = stack.pop()
             adoption, known = known or self._adopt_as(parent, name), None
-            if adoption is None or self._is_elsewhere(adoption, parent, name):
+            if adoption is not None and self._is_elsewhere(adoption, parent, name):
+                self._moving[adoption.key] = parent, name
+                adoption = None
+            if adoption is None:
                 self._missed.setdefault(parent, set()).add(name)
                 continue
             directory, gone = self._tree.attach(parent, name, adoption.wd, adoption.key)
@@ -75,25 +80,41 @@ class Crawler:
             del self._missed[parent]
         return True
 
+    def destination_of(self, directory: Directory) -> tuple[Directory, bytes] | None:
+        """Return where a directory was found that the stream says has left: into one that was not watched yet."""
+        place = self._moving.pop(directory.key, None)
+        return place if place is not None and not place[0].gone else None
+
     def leave(self, gone: list[Directory]) -> None:
         """Stop watching directories that are not in the tree any more: a watch follows its inode wherever it goes."""
         for directory in gone:
             self._missed.pop(directory, None)
+            self._moving.pop(directory.key, None)
             self._watcher.adoptions.pop(directory.key, None)
             if directory.wd is not None:
                 self._watcher.unwatch(directory.wd)
 
+    def entries_of(self, directory: Directory) -> list[tuple[bytes, bool]] | None:
+        """List a directory of the tree; None while its path is not for sure its own."""
+        if directory.parent is not None and not self.is_settled(directory.parent, directory.name):
+            return None
+        try:
+            key, entries = self._backing.list_beneath(directory.path)
+        except OSError as error:
+            return [] if error.errno == errno.EACCES else None
+        return entries if key == directory.key else None
+
     def _adopt_as(self, parent: Directory, name: bytes) -> Adoption | None:
         """Take the directory at a path under watch; None if it is not there, or not for sure the one that is meant."""
         adoption = self._adopt(parent.prefix + name)
-        if adoption is None or self._is_settled(parent, name):
+        if adoption is None or self.is_settled(parent, name):
             return adoption
         if adoption.wd is None or adoption.wd not in self._tree.by_wd:
             self._watcher.adoptions[adoption.key] = adoption  # for when the stream comes to it
         return None
 
-    def _is_settled(self, parent: Directory, name: bytes) -> bool:
-        """Whether nothing that is still to be told changes what a path stands for."""
+    def is_settled(self, parent: Directory, name: bytes) -> bool:
+        """Whether nothing that has happened and is still to be told changes what a path stands for."""
         directory = parent
         while directory.wd is None or not self._stream.will_leave(directory.wd, name):
             if directory.parent is None:
@@ -135,6 +156,7 @@ class Crawler:
     def crawl(self) -> Iterator[None]:
         """Watch the whole tree as it is now, whatever was known of it; yields chances to do other work."""
         self._missed.clear()
+        self._moving.clear()
         layout: dict[Directory, tuple[Directory | None, bytes, int | None]] = {}
         stack: list[tuple[Directory | None, bytes, bytes]] = [(None, b"", ROOT_PATH)]
         while stack:

@@ -6,19 +6,19 @@ import os
 import resource
 import secrets
 import signal
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 
 import pyfuse3
 import trio
 
-from fusenotify import events, mounting, server
+from fusenotify import mounting, server
 from fusenotify.backing import Backing
 from fusenotify.config import MountOptions
+from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes
 from fusenotify.errors import EnvironmentProblem
-from fusenotify.events import IS_DIR, EventRecord, format_cursor
+from fusenotify.events import format_cursor
 from fusenotify.files import Files
 from fusenotify.groups import Groups
 from fusenotify.hearing import Hearing
@@ -59,12 +59,11 @@ class Daemon:
         stack.callback(self._watcher.close)
         echoes = Echoes()
         self._tree = Tree(self._backing.root_key)
-        stream = Stream(self._watcher.take)
-        self._translator = Translator(self._backing, self._watcher, stream, self._tree, echoes)
-        self._groups = Groups(
-            self._tree, self._backing.walk_beneath, owner=os.geteuid(), watch_other=options.watch_other
-        )
-        self._hearing = Hearing(self._watcher, stream, self._translator, echoes, self._groups.publish)
+        stream = Stream(self._watcher)
+        crawler = Crawler(self._backing, self._watcher, stream, self._tree)
+        self._translator = Translator(self._backing, self._watcher, stream, crawler, self._tree, echoes)
+        self._groups = Groups(self._tree, owner=os.geteuid(), watch_other=options.watch_other)
+        self._hearing = Hearing(self._watcher, stream, self._translator, crawler, echoes, self._groups)
 
         self._table = InodeTable(self._backing.root_key.device)
         recorder = Recorder(self._watcher, self._hearing, lambda: len(self._groups) > 0)
@@ -137,10 +136,7 @@ class Daemon:
 
     async def _say_goodbye(self) -> None:
         """Tell every group that nothing more will come, and let them read it."""
-        if not self._translator.root_gone:
-            self._translator.root_gone = True
-            self._translator.seq += 1
-            self._groups.publish([EventRecord(self._translator.seq, time.time_ns(), events.UNMOUNT, IS_DIR, None)])
+        self._hearing.end()
         if self._end_of_grace is None:  # this is called at a signal, and again when the mount has ended
             self._end_of_grace = trio.current_time() + _GRACE
         with trio.move_on_at(self._end_of_grace):

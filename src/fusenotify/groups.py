@@ -1,5 +1,6 @@
 """Who listens to what: groups, their marks, and the fan-out of events to their queues."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -16,9 +17,6 @@ MOST_MARKS: Final = 8192
 MOST_EVENTS: Final = 1 << 20  # in a queue, but for the daemon's user and root
 MOST_UIDS: Final = 1024  # in a mark
 _ANY_ORIGIN: Final = LOCAL_ORIGIN | REMOTE_ORIGIN
-
-# Lists what is below a directory: (path, is it a directory), parents first.
-Lister = Callable[[bytes], Iterable[tuple[bytes, bool]]]
 
 
 @dataclass(slots=True)
@@ -75,6 +73,23 @@ class Mark:
         )
 
 
+@dataclass(slots=True)
+class Debt:
+    """What is in a directory that has come into a group's reach from elsewhere in the tree, and is still to be told.
+
+    Attributes:
+        group: the group.
+        directory: the directory; it may have been renamed again.
+        cause: the rename that brought it.
+        tries: how often it could not be looked at.
+    """
+
+    group: "Group"
+    directory: Directory
+    cause: EventRecord
+    tries: int = 0
+
+
 class Group:
     """One listener: marks, and the queue of what they let through.
 
@@ -85,12 +100,13 @@ class Group:
         on_queued: called when something was queued.
     """
 
-    def __init__(self, uid: int, tree: Tree, base: Directory, limit: int) -> None:
+    def __init__(self, uid: int, tree: Tree, base: Directory, limit: int, debts: deque[Debt]) -> None:
         self.uid = uid
         self.base = base
         self.queue = Queue(limit)
         self.on_queued: Callable[[], None] = lambda: None
         self._tree = tree
+        self._debts = debts
         self._marks: dict[int, Mark] = {}
         self._undivided: int | None = None  # the number of the one mark that takes everything
 
@@ -117,7 +133,7 @@ class Group:
         whole = len(marks) == 1 and marks[0].takes_everything and self.base.is_root
         self._undivided = marks[0].number if whole else None
 
-    def publish(self, batch: Batch, expand: Lister) -> None:
+    def publish(self, batch: Batch) -> None:
         """Queue what of a batch the marks let through."""
         if not self._marks:
             return
@@ -128,15 +144,15 @@ class Group:
         elif self._undivided is not None:
             self.queue.push(self._undivided, batch)
         else:
-            self._push_selected(batch.records, expand)
+            self._push_selected(batch.records)
         if len(self.queue) > waiting:
             self.on_queued()
 
-    def _push_selected(self, records: Sequence[EventRecord], expand: Lister) -> None:
+    def _push_selected(self, records: Sequence[EventRecord]) -> None:
         run: list[EventRecord] = []
         run_mark = 0
         for record in records:
-            for mark, selected in self._select(record, expand):
+            for mark, selected in self._select(record):
                 if mark != run_mark and run:
                     self.queue.push(run_mark, Batch(run))
                     run = []
@@ -145,7 +161,7 @@ class Group:
         if run:
             self.queue.push(run_mark, Batch(run))
 
-    def _select(self, record: EventRecord, expand: Lister) -> Iterator[tuple[int, EventRecord]]:
+    def _select(self, record: EventRecord) -> Iterator[tuple[int, EventRecord]]:
         """Yield (mark, event as this group may see it) of one event, and what follows from it for this group alone."""
         if record.kind & ALWAYS:
             yield 0, record
@@ -162,14 +178,17 @@ class Group:
             return
         if record.flags & EXCHANGE and None in (path, old_path):
             for rename in self._renames_of(record, here_is_old=path is None):
-                yield from self._select(rename, expand)
+                yield from self._select(rename)
             return
         taker = next((mark for mark in marks if mark.wants(record)), None)
         if taker is not None:
             yield taker.number, self._as_seen(record, path, old_path)
         is_new = path is not None and old_path is None and record.old_path is not None
         if is_new and record.flags & IS_DIR and any(mark.subtree for mark in marks):
-            yield from self._expand(record, marks, expand)
+            assert record.old_path is not None
+            directory = self._tree.find(record.old_path)  # the tree is still the one before
+            if directory is not None:
+                self._debts.append(Debt(self, directory, record))
 
     def _renames_of(self, record: EventRecord, *, here_is_old: bool) -> tuple[EventRecord, EventRecord]:
         """Return what an exchange across the border is to those on this side: one thing goes out, another comes in."""
@@ -186,18 +205,19 @@ class Group:
         )
         return out, into
 
-    def _expand(self, record: EventRecord, marks: list[Mark], expand: Lister) -> Iterator[tuple[int, EventRecord]]:
-        """Yield a create for everything in a directory that has come into reach from elsewhere in the tree."""
-        assert record.path is not None
-        flags = record.flags & LOCAL | RECOVERED
-        for path, is_dir in expand(record.path):
-            found = EventRecord(
-                record.seq, record.time_ns, events.CREATE, flags | (IS_DIR if is_dir else 0), path, None,
-                record.pid, record.uid,
-            )  # fmt: skip
-            taker = next((mark for mark in marks if mark.covers(path) and mark.wants(found)), None)
-            if taker is not None:
-                yield taker.number, self._as_seen(found, self._visible(path, marks), None)
+    def pay(self, debt: Debt, entries: Iterable[tuple[bytes, bool]]) -> None:
+        """Queue a create for every entry of a directory that has come into reach, as far as the marks want to know."""
+        cause, prefix = debt.cause, debt.directory.prefix
+        flags = cause.flags & LOCAL | RECOVERED
+        records = [
+            EventRecord(
+                cause.seq, cause.time_ns, events.CREATE, flags | (IS_DIR if is_dir else 0), prefix + name, None,
+                cause.pid, cause.uid,
+            )
+            for name, is_dir in entries
+        ]  # fmt: skip
+        if records:
+            self.publish(Batch(records))
 
     def _visible(self, path: bytes | None, marks: list[Mark]) -> bytes | None:
         """Return a path as the group may see it: None outside its base and outside all its marks."""
@@ -215,12 +235,16 @@ class Group:
 
 
 class Groups:
-    """Every group of a daemon."""
+    """Every group of a daemon.
 
-    def __init__(self, tree: Tree, expand: Lister, owner: int, watch_other: bool) -> None:
+    Attributes:
+        debts: what has come into some group's reach and is still to be told.
+    """
+
+    def __init__(self, tree: Tree, owner: int, watch_other: bool) -> None:
         """Start without groups; subtrees are for root and `owner`, unless `watch_other`."""
+        self.debts: deque[Debt] = deque()
         self._tree = tree
-        self._expand = expand
         self._owner = owner
         self._watch_other = watch_other
         self._groups: dict[Group, None] = {}
@@ -238,7 +262,7 @@ class Groups:
             raise LimitReached(f"a queue of user {uid} can hold {MOST_EVENTS} events, not {limit}")
         if uid != 0 and sum(group.uid == uid for group in self._groups) >= MOST_GROUPS_PER_UID:
             raise LimitReached(f"user {uid} has {MOST_GROUPS_PER_UID} groups open, which is the limit; close some")
-        group = Group(uid, self._tree, base, limit or DEFAULT_LIMIT)
+        group = Group(uid, self._tree, base, limit or DEFAULT_LIMIT, self.debts)
         self._groups[group] = None
         return group
 
@@ -251,7 +275,7 @@ class Groups:
         if records and self._groups:
             batch = Batch(records)
             for group in self._groups:
-                group.publish(batch, self._expand)
+                group.publish(batch)
 
     @property
     def all_read(self) -> bool:

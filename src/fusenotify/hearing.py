@@ -5,39 +5,44 @@ file operations never wait for either.
 """
 
 import time
-from collections.abc import Callable
 from typing import Final
 
 import trio
 
+from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes, LocalOperation
 from fusenotify.events import EventRecord
+from fusenotify.groups import Debt, Groups
 from fusenotify.joiner import Item, Joiner, Move
 from fusenotify.stream import Stream
 from fusenotify.translation import Translator
 from fusenotify.watchers.inotify import InotifyWatcher
 
 _PIECE: Final = 512  # items between two looks at the rest of the daemon
+_MOST_TRIES: Final = 1000  # looks at a directory whose path is about to change, before it is given up
 # How long the second half of a rename may be late. The kernel queues it microseconds after the first.
 _PARTNER_TIMEOUT: Final = 0.005
 
 
 class Hearing:
-    """Drives watcher, joiner and translator, and hands what they tell to `publish`."""
+    """Drives watcher, joiner and translator, and hands what they tell to the groups."""
 
     def __init__(
         self,
         watcher: InotifyWatcher,
         stream: Stream,
         translator: Translator,
+        crawler: Crawler,
         echoes: Echoes,
-        publish: Callable[[list[EventRecord]], None],
+        groups: Groups,
     ) -> None:
         self._watcher = watcher
         self._stream = stream
         self._translator = translator
         self._echoes = echoes
-        self._publish = publish
+        self._crawler = crawler
+        self._groups = groups
+        self._ended = False
         self._joiner = Joiner()
         self._held: list[Item] = []  # a rename that may be the first half of an exchange
         self._work = trio.Event()
@@ -51,8 +56,7 @@ class Hearing:
         """Set every watch; from then on no change is missed."""
         for records in self._translator.crawl():
             self._publish(records)
-            await trio.lowlevel.checkpoint()
-            self._watcher.drain()
+            await self._take_turns(len(records))
 
     async def run(self) -> None:
         """Publish changes for as long as the daemon runs."""
@@ -62,6 +66,12 @@ class Hearing:
                 self._work = trio.Event()
                 await self._work_off()
                 await self._work.wait()
+
+    def end(self) -> None:
+        """Tell every group that the tree is heard no more, and nothing after that."""
+        for records in self._translator.end():
+            self._publish(records)
+        self._ended = True
 
     def note(self, operation: LocalOperation) -> None:
         """Take note of an operation made through the mount; its event is published at its place in the stream."""
@@ -81,6 +91,18 @@ class Hearing:
     def _wake(self) -> None:
         self._work.set()
 
+    def _publish(self, records: list[EventRecord]) -> None:
+        if not self._ended:
+            self._groups.publish(records)
+
+    async def _take_turns(self, done: int) -> None:
+        """Let others work after every so many events; 0 stands for a long stretch without any."""
+        self._told += done
+        if not done or self._told >= _PIECE:
+            self._told = 0
+            await trio.lowlevel.checkpoint()
+            self._watcher.drain()
+
     @property
     def _unsettled(self) -> bool:
         return bool(self._echoes or self._joiner.waiting or self._held)
@@ -96,11 +118,13 @@ class Hearing:
             while (chunk := self._stream.next()) is not None:
                 end, events = chunk
                 await self._pass_on(self._joiner.feed(events))
+                await self._pay_debts()
                 self._finish(end)
             if self._joiner.waiting or self._held:
                 await self._await_partner()
                 continue
             self._patience = None
+            await self._pay_debts()
             if self._watcher.drain() == position:
                 self._finish(position)
                 return
@@ -123,7 +147,11 @@ class Hearing:
         items = self._held + items
         self._held = []
         last = _unpaired_at_the_end(items)
-        if last is not None and not self._echoes and self._translator.may_be_half_an_exchange(last):
+        if (
+            last is not None
+            and self._echoes.at(last.position) is None
+            and self._translator.may_be_half_an_exchange(last)
+        ):
             self._held = [items.pop()]
         await self._translate(items)
 
@@ -135,12 +163,26 @@ class Hearing:
                 end += 1  # a rename and its mirror image are looked at together
             for records in self._translator.translate(items[start:end], time.time_ns()):
                 self._publish(records)
-                self._told += len(records) + 1
-                if self._told >= _PIECE:
-                    self._told = 0
-                    await trio.lowlevel.checkpoint()
-                    self._watcher.drain()
+                await self._take_turns(len(records))
             start = end
+
+    async def _pay_debts(self) -> None:
+        """Tell groups what is in directories that have come into their reach, directory by directory."""
+        debts = self._groups.debts
+        unpaid: list[Debt] = []
+        while debts:
+            debt = debts.popleft()
+            if debt.directory.gone:
+                continue
+            entries = self._crawler.entries_of(debt.directory)
+            if entries is not None:
+                debt.group.pay(debt, entries)
+                debts.extend(Debt(debt.group, child, debt.cause) for child in debt.directory.children.values())
+                await self._take_turns(len(entries) + 1)
+            elif debt.tries < _MOST_TRIES:
+                debt.tries += 1
+                unpaid.append(debt)
+        debts.extend(unpaid)
 
     def _finish(self, position: int) -> None:
         """Take note that the stream has been worked off up to `position`, unless part of it is held back."""
@@ -149,6 +191,7 @@ class Hearing:
         for records in self._translator.settle(position, time.time_ns()):
             self._publish(records)
         self._processed = position
+        self._watcher.told(position)
         for entry in [entry for entry in self._waiters if entry[0] <= position]:
             self._waiters.remove(entry)
             entry[1].set()

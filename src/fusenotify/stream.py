@@ -5,20 +5,29 @@ name since is in the stream, further down. So whoever opens a path asks here whe
 """
 
 from collections import Counter, deque
-from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from fusenotify.joiner import IN_DELETE, IN_ISDIR, IN_MOVED_FROM, RawEvent, parse
 
 _LEAVING: Final = IN_DELETE | IN_MOVED_FROM
 
 
+class Source(Protocol):
+    """Where the bytes come from: a watcher."""
+
+    def drain(self) -> int:
+        """Read what the kernel holds and return the position behind it."""
+
+    def take(self) -> tuple[int, bytes] | None:
+        """Return the oldest bytes that were read and their position, None when there are none."""
+
+
 class Stream:
     """Parses what the watcher has read, each byte once, and knows which directories are about to leave their names."""
 
-    def __init__(self, take: Callable[[], tuple[int, bytes] | None]) -> None:
-        """`take` returns the oldest bytes that the watcher has read and their position, None when there are none."""
-        self._take = take
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._parsed_to = 0
         self._parsed: deque[tuple[int, list[RawEvent]]] = deque()
         self._leaving: Counter[tuple[int, bytes]] = Counter()
 
@@ -30,8 +39,9 @@ class Stream:
 
     def will_leave(self, wd: int, name: bytes) -> bool:
         """Whether a directory is to leave a name (be deleted or renamed) in what was read and has not been told."""
-        while self._parse_one():
-            pass
+        now = self._source.drain()
+        while self._parsed_to < now and self._parse_one():
+            self._source.drain()  # parsing may take longer than the kernel's queue lasts
         return (wd, name) in self._leaving
 
     def left(self, wd: int, name: bytes) -> None:
@@ -43,7 +53,7 @@ class Stream:
             del self._leaving[wd, name]
 
     def _parse_one(self) -> bool:
-        chunk = self._take()
+        chunk = self._source.take()
         if chunk is None:
             return False
         position, data = chunk
@@ -51,5 +61,6 @@ class Stream:
         for _, wd, mask, _, name in events:
             if mask & IN_ISDIR and mask & _LEAVING:
                 self._leaving[wd, name] += 1
-        self._parsed.append((position + len(data), events))
+        self._parsed_to = position + len(data)
+        self._parsed.append((self._parsed_to, events))
         return True

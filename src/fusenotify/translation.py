@@ -30,6 +30,7 @@ _KINDS: Final = {
 }
 _DELETED_DIRECTORY: Final = joiner.IN_DELETE | joiner.IN_ISDIR
 _ROOT_GONE: Final = joiner.IN_DELETE_SELF | joiner.IN_UNMOUNT | joiner.IN_MOVE_SELF
+_TURN: Final = 64  # directories that are looked at before other work may be done
 _CHUNK: Final = 512  # how many events are gathered before other work may be done
 
 
@@ -42,7 +43,15 @@ class Translator:
         root_gone: whether the backing root was deleted, moved or unmounted.
     """
 
-    def __init__(self, backing: Backing, watcher: InotifyWatcher, stream: Stream, tree: Tree, echoes: Echoes) -> None:
+    def __init__(
+        self,
+        backing: Backing,
+        watcher: InotifyWatcher,
+        stream: Stream,
+        crawler: Crawler,
+        tree: Tree,
+        echoes: Echoes,
+    ) -> None:
         self.tree = tree
         self.overflows = 0
         self.root_gone = False
@@ -50,7 +59,7 @@ class Translator:
         self._backing = backing
         self._watcher = watcher
         self._stream = stream
-        self._crawler = Crawler(backing, watcher, stream, tree)
+        self._crawler = crawler
         self._echoes = echoes
         self._time_ns = 0
         self._batch: list[EventRecord] = []
@@ -58,12 +67,19 @@ class Translator:
     # --- entry points ----------------------------------------------------------------------------------------------
 
     def crawl(self) -> Iterator[list[EventRecord]]:
-        """Watch the whole tree. Yields nothing but the chance to do other work: nobody listens yet."""
+        """Watch the whole tree as it is now; yields nothing but chances to do other work."""
         for _ in self._crawler.crawl():
-            yield from self._flush()
+            yield []
+
+    def end(self) -> Iterator[list[EventRecord]]:
+        """Tell, once, that nothing more will be heard."""
+        if not self.root_gone:
+            self.root_gone = True
+            self._tell(events.UNMOUNT, None, None, IS_DIR)
+        yield from self._flush()
 
     def translate(self, items: Sequence[Item], time_ns: int) -> Iterator[list[EventRecord]]:
-        """Yield the events of some items in batches; between two of them other work may be done."""
+        """Yield the events of some items in batches. An empty one is a chance to do other work, and needed as such."""
         self._time_ns = time_ns
         told_with_predecessor = False
         for index, item in enumerate(items):
@@ -198,17 +214,20 @@ class Translator:
     ) -> Iterator[list[EventRecord]]:
         if old is None and new is None:
             return
+        new_name = move.new_name
+        moved = old.children.get(move.old_name) if old is not None else None
+        if moved is not None and new is None and (place := self._crawler.destination_of(moved)) is not None:
+            new, new_name = place
         old_path = old.prefix + move.old_name if old is not None else None
-        new_path = new.prefix + move.new_name if new is not None else None
+        new_path = new.prefix + new_name if new is not None else None
         self._tell(events.RENAME, new_path, operation, IS_DIR if move.is_dir else 0, old_path)
         if move.is_dir:
             yield from self._flush()  # what is queued so far is told by the paths of before
-        moved = None
-        if old is not None:
-            self._crawler.has_left(old, move.old_name)
-            moved = old.children.get(move.old_name)
+        for directory, name in ((old, move.old_name), (new, new_name)):
+            if directory is not None:
+                self._crawler.has_left(directory, name)
         if new is not None and moved is not None and moved.wd is not None:
-            self._crawler.leave(self.tree.move(moved, new, move.new_name))
+            self._crawler.leave(self.tree.move(moved, new, new_name))
             yield from self._tell_arrivals(self._crawler.arrive_missed(moved), operation)
             return
         if moved is not None:
@@ -216,9 +235,9 @@ class Translator:
         if new is None:
             return
         if move.is_dir:
-            yield from self._arrive(new, move.new_name, operation)
-        elif move.new_name in new.children:
-            self._crawler.leave(self.tree.detach(new.children[move.new_name]))
+            yield from self._arrive(new, new_name, operation)
+        elif new_name in new.children:
+            self._crawler.leave(self.tree.detach(new.children[new_name]))
 
     def _exchange(
         self, old: Directory, new: Directory, move: Move, operation: LocalOperation | None
@@ -268,12 +287,14 @@ class Translator:
         yield from self._tell_arrivals(self._crawler.arrive(parent, name, made), cause)
 
     def _tell_arrivals(self, arrivals: Iterator[Arrival], cause: LocalOperation | None) -> Iterator[list[EventRecord]]:
-        for directory, entries in arrivals:
+        for number, (directory, entries) in enumerate(arrivals, 1):
             prefix = directory.prefix
             for name, is_dir in entries:
                 self._tell(events.CREATE, prefix + name, cause, RECOVERED | (IS_DIR if is_dir else 0))
                 if len(self._batch) >= _CHUNK:
                     yield from self._flush()
+            if number % _TURN == 0:
+                yield []
 
     def _on_overflow(self) -> Iterator[list[EventRecord]]:
         """Events are lost: say so, and look at every directory again so that later ones are told rightly."""
@@ -356,5 +377,6 @@ class Translator:
         self._batch.append(record)
 
     def _flush(self) -> Iterator[list[EventRecord]]:
-        batch, self._batch = self._batch, []
-        yield batch
+        if self._batch:
+            batch, self._batch = self._batch, []
+            yield batch

@@ -90,7 +90,10 @@ class Tree:
     def attach(
         self, parent: Directory, name: bytes, wd: int | None, key: InodeKey
     ) -> tuple[Directory, list[Directory]]:
-        """Add a directory; also return what was there under that name and has left the tree."""
+        """Add a directory, unless it is there already; also return what was under that name and has left the tree."""
+        known = parent.children.get(name)
+        if known is not None and known.key == key and known.wd == wd:
+            return known, []
         gone = self.detach(parent.children[name]) if name in parent.children else []
         directory = Directory(parent, name, None, key)
         parent.children[name] = directory

@@ -37,8 +37,9 @@ _MASK: Final = (
     | flags.ONLYDIR
     | flags.EXCL_UNLINK
 )
-# Beyond this many unprocessed bytes the kernel's queue is left to fill: an overflow event is better than no memory.
-_BUFFER_LIMIT: Final = 256 * 1024 * 1024
+# Beyond this many bytes not told yet (parsed they take ten times as much memory) the kernel's queue is left to fill: an
+# overflow event is better than no memory.
+_BUFFER_LIMIT: Final = 64 * 1024 * 1024
 _LIMIT_ADVICE: Final = (
     "the limit of inotify watches is reached, so changes in some directories are not heard; "
     "raise it with `sysctl fs.inotify.max_user_watches=1048576` and mount again"
@@ -90,8 +91,9 @@ class InotifyWatcher:
         self._refused: set[InodeKey] = set()
         self._keys: dict[int, InodeKey] = {}
         self._buffer: deque[bytes] = deque()
-        self._buffered = 0
+        self._untold = 0  # bytes read and not told yet, here or with whoever took them
         self._read = 0
+        self._taken = 0
         self._available = bytearray(4)
 
     def close(self) -> None:
@@ -124,10 +126,10 @@ class InotifyWatcher:
         fd = self._inotify.fileno()
         ioctl(fd, FIONREAD, self._available)
         waiting = int.from_bytes(self._available, "little")
-        if waiting and self._buffered < _BUFFER_LIMIT:
+        if waiting and self._untold < _BUFFER_LIMIT:
             data = os.read(fd, waiting)
             self._buffer.append(data)
-            self._buffered += len(data)
+            self._untold += len(data)
             self._read += len(data)
             waiting -= len(data)
             self.on_data()
@@ -137,10 +139,13 @@ class InotifyWatcher:
         """Return the oldest buffered bytes and their position, None when there are none."""
         if not self._buffer:
             return None
-        position = self._read - self._buffered
-        data = self._buffer.popleft()
-        self._buffered -= len(data)
+        position, data = self._taken, self._buffer.popleft()
+        self._taken += len(data)
         return position, data
+
+    def told(self, position: int) -> None:
+        """Take note that everything before a position has been worked off and takes no memory any more."""
+        self._untold = self._read - position
 
     # --- the watches -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,63 @@
+"""The look ahead: which directories are about to leave their names."""
+
+import struct
+from collections import deque
+
+from fusenotify.joiner import IN_CREATE, IN_DELETE, IN_ISDIR, IN_MOVED_FROM, IN_MOVED_TO
+from fusenotify.stream import Stream
+
+DIRECTORY_LEAVES = IN_MOVED_FROM | IN_ISDIR
+
+
+class Kernel:
+    """A watcher whose bytes come from the test."""
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.waiting: deque[tuple[int, bytes]] = deque()
+
+    def raise_event(self, wd: int, mask: int, name: bytes) -> None:
+        data = struct.pack("iIII", wd, mask, 0, 16) + name.ljust(16, b"\0")
+        self.waiting.append((self.position, data))
+        self.position += len(data)
+
+    def drain(self) -> int:
+        return self.position
+
+    def take(self) -> tuple[int, bytes] | None:
+        return self.waiting.popleft() if self.waiting else None
+
+
+def test_what_is_looked_ahead_at_is_returned_in_order_and_once() -> None:
+    kernel = Kernel()
+    stream = Stream(kernel)
+    for name in (b"a", b"b", b"c"):
+        kernel.raise_event(1, IN_CREATE, name)
+    assert not stream.will_leave(1, b"a")
+    told = []
+    while (chunk := stream.next()) is not None:
+        end, events = chunk
+        told += [(end, event[0], event[4]) for event in events]
+    assert told == [(32, 0, b"a"), (64, 32, b"b"), (96, 64, b"c")]
+
+
+def test_a_directory_is_about_to_leave_until_that_has_been_told() -> None:
+    kernel = Kernel()
+    stream = Stream(kernel)
+    kernel.raise_event(1, DIRECTORY_LEAVES, b"a")
+    kernel.raise_event(1, IN_DELETE | IN_ISDIR, b"a")
+    assert stream.will_leave(1, b"a")
+    assert not stream.will_leave(2, b"a")
+    stream.left(1, b"a")
+    assert stream.will_leave(1, b"a")
+    stream.left(1, b"a")
+    assert not stream.will_leave(1, b"a")
+
+
+def test_files_and_what_comes_to_a_name_do_not_count() -> None:
+    kernel = Kernel()
+    stream = Stream(kernel)
+    kernel.raise_event(1, IN_MOVED_FROM, b"a")
+    kernel.raise_event(1, IN_MOVED_TO | IN_ISDIR, b"a")
+    kernel.raise_event(1, IN_CREATE | IN_ISDIR, b"a")
+    assert not stream.will_leave(1, b"a")
