@@ -91,6 +91,7 @@ class Crawler:
             self._missed.pop(directory, None)
             self._moving.pop(directory.key, None)
             self._watcher.adoptions.pop(directory.key, None)
+            self._watcher.allow(directory.key)
             if directory.wd is not None:
                 self._watcher.unwatch(directory.wd)
 
@@ -165,7 +166,7 @@ class Crawler:
             if adoption is None:
                 continue
             directory = self._heard_by(adoption.wd) or self._tree.by_key.get(adoption.key)
-            if directory is None:
+            if directory is None or directory.wd not in (None, adoption.wd):  # its number may be another's by now
                 directory = Directory(parent, name, None, adoption.key)
             if directory in layout:
                 continue  # the same directory under two names, by a bind mount: it has only one watch

@@ -99,6 +99,8 @@ class Translator:
                 yield from self._on_overflow()
             else:
                 self._watcher.adoption_by(item[1])  # goes untold, so what was listed before is out of date
+                if item[2] & joiner.IN_IGNORED:
+                    self._watcher.forget(item[1])
         yield from self._flush()
 
     def settle(self, position: int, time_ns: int) -> Iterator[list[EventRecord]]:

@@ -119,6 +119,10 @@ class InotifyWatcher:
         """Take note that a directory cannot even be opened."""
         self._refused.add(key)
 
+    def allow(self, key: InodeKey) -> None:
+        """Take note that a directory that may have been refused has gone: its number may become another's."""
+        self._refused.discard(key)
+
     # --- the stream ------------------------------------------------------------------------------------------------
 
     def drain(self) -> int:
