@@ -537,7 +537,7 @@ def test_wrong_targets(mount: Mount, go: Run[None], tmp_path: Path) -> None:
         ("/proc/self", NotAMount, "not on a fusenotify mount"),
         (tmp_path / "nothing", errors.UsageError, "does not exist"),
         (mount.mountpoint / "nothing", errors.UsageError, "does not exist"),
-        (mount.mountpoint / "file", errors.UsageError, "b'file' is no directory"),
+        (mount.mountpoint / "file", errors.UsageError, "file is no directory"),
         ("http://localhost", errors.UsageError, "no target"),
         ("unix:", errors.UsageError, "no target"),
         (f"unix:{tmp_path}/nothing", DaemonGone, "nobody listens"),

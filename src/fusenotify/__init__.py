@@ -4,18 +4,22 @@ from fusenotify.client import Group, Mark, open_group, watch
 from fusenotify.errors import (
     BadCursor,
     DaemonGone,
+    EnvironmentProblem,
     FusenotifyError,
     HistoryGone,
     LimitReached,
     NotAMount,
     NotPermitted,
+    ProtocolError,
     StaleHandle,
+    UsageError,
 )
 from fusenotify.events import Event, Kind, Origin, Reason, Scope
 
 __all__ = [
     "BadCursor",
     "DaemonGone",
+    "EnvironmentProblem",
     "Event",
     "FusenotifyError",
     "Group",
@@ -26,9 +30,11 @@ __all__ = [
     "NotAMount",
     "NotPermitted",
     "Origin",
+    "ProtocolError",
     "Reason",
     "Scope",
     "StaleHandle",
+    "UsageError",
     "open_group",
     "watch",
 ]

@@ -228,7 +228,8 @@ class Backing:
     def _fsid(self, fd: int, device: int) -> int:
         fsid = self._fsids.get(device)
         if fsid is None:
-            fsid = self._fsids[device] = os.fstatvfs(fd).f_fsid
+            # Some filesystems have no id of their own, so that below the root the device has to tell them apart.
+            fsid = self._fsids[device] = os.fstatvfs(fd).f_fsid << 64 | device
         return fsid
 
     def open_beneath(self, path: bytes, flags: int) -> int:
@@ -253,15 +254,15 @@ class Backing:
                 os.close(base)
 
     def stat_beneath(self, path: bytes) -> os.stat_result | None:
-        """Return the attributes of what is at a path below the root, None where there is nothing."""
+        """Return the attributes of what is at a path below the root, None where nothing can be seen."""
         try:
             fd = self.open_beneath(path, os.O_PATH | os.O_NOFOLLOW)
+            try:
+                return os.fstat(fd)
+            finally:
+                os.close(fd)
         except OSError:
             return None
-        try:
-            return os.fstat(fd)
-        finally:
-            os.close(fd)
 
     def list_beneath(self, path: bytes) -> tuple[InodeKey, list[tuple[bytes, bool]]]:
         """Return what a directory below the root is, and (name, is it a directory) of what is in it.
@@ -281,12 +282,12 @@ class Backing:
         """Return when what is at a path below the root was born and last changed, None where there is nothing."""
         try:
             fd = self.open_beneath(path, os.O_PATH | os.O_NOFOLLOW)
+            try:
+                return _linux.statx_times(fd)
+            finally:
+                os.close(fd)
         except OSError:
             return None
-        try:
-            return _linux.statx_times(fd)
-        finally:
-            os.close(fd)
 
 
 def proc_path(fd: int) -> str:

@@ -278,7 +278,7 @@ class Group:
             waiting = list(self._ready)
             self._ready.clear()
             return waiting
-        if not self._connections:
+        if not any(connection.marks for connection in self._connections.values()):
             raise UsageError("this group has no mark, so nothing can come; call `mark` first")
         while True:
             for connection in self._connections.values():

@@ -18,6 +18,11 @@ from fusenotify.watchers.inotify import Adoption, InotifyWatcher
 
 log = logging.getLogger(__name__)
 
+# No program can use a longer path (PATH_MAX is a quarter of it), and everything below would be told with it.
+_LONGEST_PATH = 16384
+_SHOWN = 200  # bytes of a path in the log
+# What opening says of a directory that is not there any more, or is something else by now.
+_MOVED_ON = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _CHUNK = 512  # directories of a crawl between two chances to do other work
 
 # A directory that has come into the tree, and (name, is it a directory) of what is in it.
@@ -124,24 +129,24 @@ class Crawler:
         return False
 
     def _adopt(self, path: bytes) -> Adoption | None:
-        """Take a directory under watch, unless a handler did so before; None when it is not there any more."""
+        """Take a directory under watch, unless a handler did so before; None when it is not there, or cannot be."""
         try:
+            if len(path) > _LONGEST_PATH:
+                raise OSError(errno.ENAMETOOLONG, f"its path is longer than {_LONGEST_PATH} bytes")
             fd = self._backing.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return None
+            try:
+                status = os.fstat(fd)
+                key = InodeKey(status.st_dev, status.st_ino)
+                return self._watcher.adoptions.pop(key, None) or self._watcher.adopt(fd)
+            finally:
+                os.close(fd)
         except OSError as error:
-            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            if error.errno not in _MOVED_ON:
                 self._refuse(path, error)
             return None
-        try:
-            status = os.fstat(fd)
-            key = InodeKey(status.st_dev, status.st_ino)
-            return self._watcher.adoptions.pop(key, None) or self._watcher.adopt(fd)
-        finally:
-            os.close(fd)
 
     def _refuse(self, path: bytes, error: OSError) -> None:
-        log.warning("changes below %s are not heard: %s", os.fsdecode(path), error.strerror)
+        log.warning("changes below %s are not heard: %s", os.fsdecode(path[:_SHOWN]), error.strerror)
         found = self._backing.stat_beneath(path)
         if found is not None:
             self._watcher.refuse(InodeKey(found.st_dev, found.st_ino))

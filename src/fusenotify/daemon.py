@@ -17,7 +17,7 @@ from fusenotify.backing import Backing
 from fusenotify.config import MountOptions
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes
-from fusenotify.errors import EnvironmentProblem
+from fusenotify.errors import EnvironmentProblem, NotAMount
 from fusenotify.events import format_cursor
 from fusenotify.files import Files
 from fusenotify.groups import Groups
@@ -129,6 +129,8 @@ class Daemon:
                 await self._say_goodbye()
                 try:
                     await trio.to_thread.run_sync(lambda: mounting.unmount(str(self._target.mountpoint), lazy=True))
+                except NotAMount:
+                    pass  # somebody was faster
                 except EnvironmentProblem as error:
                     log.warning("%s", error)
                 pyfuse3.terminate()

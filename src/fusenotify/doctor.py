@@ -3,6 +3,7 @@
 import errno
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import threading
@@ -148,6 +149,8 @@ def _check_package(module: str, package: str) -> Check:
         advice = (
             "needed by the daemon only: pip install 'fusenotify[daemon]' (pyfuse3 needs a C compiler, libfuse3-dev)"
         )
+        if importlib.util.find_spec(module) is None:  # the client alone is installed, and that is enough to listen
+            return Check(module, True, "not installed", advice)
         return Check(module, False, f"cannot be imported: {error}", advice)
 
 

@@ -33,6 +33,10 @@ class Kind(IntFlag):
     DEFAULT = CREATE | DELETE | MODIFY | ATTRIB | CLOSE_WRITE | RENAME | OVERFLOW | UNMOUNT
     ALL = DEFAULT | OPEN | ACCESS | CLOSE_NOWRITE | DELETE_SELF | MOVE_SELF | IGNORED
 
+    def __str__(self) -> str:
+        """Return the kinds as the command line spells them: `create`, or `create,rename`."""
+        return ",".join((kind.name or "").lower() for kind in self)
+
 
 class Origin(StrEnum):
     """Where a change was made: through the mount (local) or behind it (remote)."""

@@ -1,5 +1,6 @@
 """Who listens to what: groups, their marks, and the fan-out of events to their queues."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -311,7 +312,9 @@ class Groups:
             raise LimitReached(f"a mark can name {MOST_UIDS} users, not {len(request.uids)}; name none to hear of all")
         directory = None if b".." in request.path.split(b"/") else self._tree.find(request.path, group.base)
         if directory is None or directory.gone:
-            raise UsageError(f"{request.path!r} is no directory of the tree")
+            raise UsageError(
+                f"{os.fsdecode(request.path)} is no directory of the tree (single files cannot be marked yet)"
+            )
         return Mark(
             number=request.mark,
             directory=directory,

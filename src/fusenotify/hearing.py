@@ -4,6 +4,7 @@ One task waits for the inotify descriptor and empties the kernel's queue; anothe
 file operations never wait for either.
 """
 
+import logging
 import time
 from typing import Final
 
@@ -17,6 +18,8 @@ from fusenotify.joiner import Item, Joiner, Move
 from fusenotify.stream import Stream
 from fusenotify.translation import Translator
 from fusenotify.watchers.inotify import InotifyWatcher
+
+log = logging.getLogger(__name__)
 
 _PIECE: Final = 512  # items between two looks at the rest of the daemon
 _MOST_TRIES: Final = 1000  # looks at a directory whose path is about to change, before it is given up
@@ -64,7 +67,11 @@ class Hearing:
             nursery.start_soon(self._listen)
             while True:
                 self._work = trio.Event()
-                await self._work_off()
+                try:
+                    await self._work_off()
+                except Exception:
+                    log.exception("the event path stumbled; what may have been lost is told as an overflow")
+                    await self._start_over()
                 await self._work.wait()
 
     def end(self) -> None:
@@ -94,6 +101,15 @@ class Hearing:
     def _publish(self, records: list[EventRecord]) -> None:
         if not self._ended:
             self._groups.publish(records)
+
+    async def _start_over(self) -> None:
+        """Go on as after an overflow of the kernel's queue; an error in that is the end."""
+        self._held.clear()
+        self._joiner = Joiner()
+        for records in self._translator.start_over(time.time_ns()):
+            self._publish(records)
+            await self._take_turns(len(records))
+        self._work.set()
 
     async def _take_turns(self, done: int) -> None:
         """Let others work after every so many events; 0 stands for a long stretch without any."""
@@ -185,9 +201,9 @@ class Hearing:
         debts.extend(unpaid)
 
     def _finish(self, position: int) -> None:
-        """Take note that the stream has been worked off up to `position`, unless part of it is held back."""
-        if self._joiner.waiting or self._held:
-            return
+        """Take note that the stream has been worked off up to `position`, or to what of it is held back."""
+        held = [item[0] for item in self._held[:1]]
+        position = min([position, *held, *self._joiner.held_from()])
         for records in self._translator.settle(position, time.time_ns()):
             self._publish(records)
         self._processed = position

@@ -97,6 +97,10 @@ class Joiner:
         """Whether a first half waits for its partner."""
         return bool(self._waiting)
 
+    def held_from(self) -> list[int]:
+        """Return the position of the oldest event that is held back, if any is."""
+        return [self._held[0][0]] if self._held else []
+
     def feed(self, events: Iterable[RawEvent]) -> list[Item]:
         """Take events in stream order and return what can be told now."""
         ready: list[Item] = []

@@ -172,6 +172,18 @@ def _check_apart(target: Target) -> None:
             )
 
 
+def check_socket(path: str, target: Target) -> None:
+    """Refuse a socket in one of the two trees: the mount would cover it, or its coming and going would be events.
+
+    Raises:
+        EnvironmentProblem: it lies in one of them.
+    """
+    real, mounts = os.path.realpath(path), read_mounts()
+    for name, place in (("SOURCE", target.source), ("MOUNTPOINT", target.mountpoint)):
+        if is_inside(real, str(place), mounts):
+            raise EnvironmentProblem(f"the socket {path} lies inside {name} {place}. Listen at a path elsewhere")
+
+
 def _check_state_dir(state_dir: Path) -> None:
     if not os.path.lexists(state_dir):
         return

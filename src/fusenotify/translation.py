@@ -71,6 +71,12 @@ class Translator:
         for _ in self._crawler.crawl():
             yield []
 
+    def start_over(self, time_ns: int) -> Iterator[list[EventRecord]]:
+        """Do as if the kernel's queue had overflowed: something went wrong, and nobody knows what has been lost."""
+        self._time_ns = time_ns
+        self._batch.clear()
+        yield from self._on_overflow()
+
     def end(self) -> Iterator[list[EventRecord]]:
         """Tell, once, that nothing more will be heard."""
         if not self.root_gone:
@@ -83,6 +89,8 @@ class Translator:
         self._time_ns = time_ns
         told_with_predecessor = False
         for index, item in enumerate(items):
+            if self.root_gone:
+                break  # nothing comes after unmount
             self._note_leaving(item)
             if told_with_predecessor:
                 told_with_predecessor = False

@@ -13,7 +13,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: see `fusenotify --help`."""
     options = build_parser().parse_args(arguments)
     logging.basicConfig(
-        level=logging.DEBUG if options.debug else logging.WARNING, format="fusenotify: %(levelname)s: %(message)s"
+        level=logging.DEBUG if options.debug else logging.WARNING,
+        format="fusenotify[%(process)d] %(asctime)s %(levelname)s: %(message)s",
     )
     try:
         code: int = options.run(options)

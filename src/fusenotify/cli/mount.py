@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from fusenotify.config import MountOptions, default_state_dir, parse_mount_options
 from fusenotify.errors import EnvironmentProblem, FusenotifyError
-from fusenotify.mounting import Target, preflight
+from fusenotify.mounting import Target, check_socket, preflight
 
 Serve = Callable[[Target, MountOptions, Sequence[str], Callable[[], None]], None]
 
@@ -23,6 +23,8 @@ def run(options: argparse.Namespace) -> int:
     _make_state_dir(target.state_dir)
     serve = _load_daemon()
     listen = [_absolute(url) for url in options.listen]
+    for url in listen:
+        check_socket(url.partition(":")[2], target)
     if options.daemon:
         return _in_background(serve, target, mount_options, listen)
     serve(target, mount_options, listen, lambda: _say_ready(target))

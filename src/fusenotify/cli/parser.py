@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from importlib.metadata import version
 
+_MOST_WAITING = (1 << 63) - 1
 _EXIT_CODES = """\
 exit codes:
   0 ok   1 internal error   2 usage   3 `watch --timeout` passed with too few events
@@ -57,6 +58,22 @@ def count(text: str) -> int:
     return number
 
 
+def limit(text: str) -> int:
+    """Read how many events may wait."""
+    number = count(text)
+    if number > _MOST_WAITING:
+        raise argparse.ArgumentTypeError(f"{number} is more than the {_MOST_WAITING} that any queue can hold")
+    return number
+
+
+def uid(text: str) -> int:
+    """Read the number of a user."""
+    number = int(text)
+    if not 0 <= number < 1 << 32:
+        raise argparse.ArgumentTypeError(f"{number} is no user id")
+    return number
+
+
 def seconds(text: str) -> float:
     """Read a length of time."""
     number = float(text)
@@ -95,8 +112,8 @@ def _add_watch(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--origin", choices=("any", "local", "remote"), default="any", help="only changes made there")
     command.add_argument("--no-recursive", action="store_true", help="only the entries of TARGET itself")
-    command.add_argument("--limit", type=count, metavar="N", help="events that may wait unread (default: 131072)")
-    command.add_argument("--uid", type=int, action="append", metavar="N", help="only what this user does, where known")
+    command.add_argument("--limit", type=limit, metavar="N", help="events that may wait unread (default: 131072)")
+    command.add_argument("--uid", type=uid, action="append", metavar="N", help="only what this user does, where known")
     command.add_argument("--events", type=count, metavar="N", help="end with 0 after N events")
     command.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end that long after the watch is in force")
 

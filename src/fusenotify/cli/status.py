@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         except FusenotifyError as error:
             if mount not in find_mounts():
                 continue  # it has gone since
-            print(f"fusenotify: {error}", file=sys.stderr)
+            print(f"fusenotify: {mount.mountpoint}: {error}", file=sys.stderr)
             code = error.exit_code
         else:
             print(tell(state))

@@ -154,6 +154,8 @@ def _text_line(event: Event, target: str | None) -> str:
             what = f"{_shown(event.old_path) or '(outside)'} {arrow} {_shown(event.path) or '(outside)'}"
         case Kind.OVERFLOW:
             what = f"events were lost ({event.reason}): look again at everything"
+        case Kind.UNMOUNT:
+            return f"{'':6} unmount\n"  # it happens on neither side
         case _:
             what = _shown(event.path) + ("/" if event.is_dir and event.path != "." else "")
     note = " recovered" if event.recovered else ""
