@@ -201,3 +201,14 @@ def test_a_tree_deeper_than_the_stack() -> None:
     assert built.tree.find(deepest.path) is deepest
     assert len(built.tree.detach(top)) == DEEP
     assert len(built.tree) == 1
+
+
+def test_a_directory_does_not_fit_below_itself() -> None:
+    tree = Tree(InodeKey(1, 1))
+    outer, _ = tree.attach(tree.root, b"a", 2, InodeKey(1, 2))
+    inner, _ = tree.attach(outer, b"b", 3, InodeKey(1, 3))
+    assert tree.would_loop(outer, inner)
+    assert tree.would_loop(outer, outer)
+    assert not tree.would_loop(inner, tree.root)
+    assert not tree.would_loop(None, inner)
+    assert not tree.would_loop(inner, None)

@@ -236,6 +236,9 @@ class Translator:
         for directory, name in ((old, move.old_name), (new, new_name)):
             if directory is not None:
                 self._crawler.has_left(directory, name)
+        if self.tree.would_loop(moved, new):
+            yield from self._on_overflow()  # the tree cannot be right: it has missed something
+            return
         if new is not None and moved is not None and moved.wd is not None:
             self._crawler.leave(self.tree.move(moved, new, new_name))
             yield from self._tell_arrivals(self._crawler.arrive_missed(moved), operation)
@@ -256,6 +259,12 @@ class Translator:
         self._tell(events.RENAME, new_path, operation, EXCHANGE | (IS_DIR if move.is_dir else 0), old_path)
         yield from self._flush()
         ends = ((old, move.old_name), (new, move.new_name))
+        if any(
+            self.tree.would_loop(one.children.get(name), other)
+            for (one, name), other in zip(ends, (new, old), strict=True)
+        ):
+            yield from self._on_overflow()
+            return
         missed = [end for end, other in zip(ends, reversed(ends), strict=True) if self._crawler.has_left(*other)]
         self.tree.exchange(old, move.old_name, new, move.new_name)
         for directory, name in ends:

@@ -132,6 +132,13 @@ class Tree:
         self._place(directory, new_parent, new_name)
         return gone
 
+    def would_loop(self, directory: Directory | None, parent: Directory | None) -> bool:
+        """Whether moving a directory into `parent` would put it below itself, which no filesystem does."""
+        above = parent if directory is not None else None
+        while above is not None and above is not directory:
+            above = above.parent
+        return above is not None
+
     def exchange(self, parent: Directory, name: bytes, other_parent: Directory, other_name: bytes) -> None:
         """Swap what the two names stand for; either may be no directory."""
         one = parent.children.pop(name, None)
