@@ -15,6 +15,7 @@ from typing import Any
 from fusenotify import _linux
 
 FUSENOTIFY = [sys.executable, "-m", "fusenotify"]
+_RUN = "\nimport sys\nfrom fusenotify.cli import main\nsys.exit(main())\n"
 PATIENCE = 30.0  # seconds until a test that waits in vain fails
 
 
@@ -102,6 +103,19 @@ def mounted(directory: Path, arguments: Sequence[str] = (), command: Sequence[st
     finally:
         mount.close()
     assert "Traceback" not in mount.log, mount.log
+
+
+@contextlib.contextmanager
+def patched(directory: Path, patch: str, arguments: Sequence[str] = ()) -> Iterator[Mount]:
+    """Mount with a daemon that runs some Python first, which changes it; its log may say anything."""
+    source, mountpoint, state_dir = (directory / name for name in ("source", "mount", "state"))
+    for path in (source, mountpoint, state_dir):
+        path.mkdir(exist_ok=True)
+    mount = Mount(source, mountpoint, state_dir, arguments, [sys.executable, "-c", patch + _RUN])
+    try:
+        yield mount
+    finally:
+        mount.close()
 
 
 class Watch:

@@ -5,6 +5,7 @@ import errno
 import os
 import shlex
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -13,19 +14,18 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import anyio
 import pyfuse3
 import pytest
 
 import fusenotify
-from fusenotify import _linux
+from fusenotify import _linux, protocol
 from fusenotify.mountinfo import mount_at, read_mounts
-from tests.harness import PATIENCE, Mount, Watch, mounted, run
+from tests.harness import FUSENOTIFY, PATIENCE, Mount, Watch, mounted, patched, run
 
 NOBODY = 65534
 _MS_BIND = 4096
 
-# Each is put before the ordinary command line, in the daemon's process.
-_RUN = "\nimport sys\nfrom fusenotify.cli import main\nsys.exit(main())\n"
 _BUG = """
 from fusenotify.operations import Operations
 from fusenotify.passthrough import Passthrough
@@ -66,19 +66,6 @@ def overtaken(self, parent, name, *args):
 
 Files._make = overtaken
 """
-
-
-@contextlib.contextmanager
-def patched(directory: Path, patch: str, arguments: tuple[str, ...] = ()) -> Iterator[Mount]:
-    """Mount with a daemon that is changed; its log may say anything."""
-    source, mountpoint, state_dir = (directory / name for name in ("source", "mount", "state"))
-    for path in (source, mountpoint, state_dir):
-        path.mkdir()
-    mount = Mount(source, mountpoint, state_dir, arguments, [sys.executable, "-c", patch + _RUN])
-    try:
-        yield mount
-    finally:
-        mount.close()
 
 
 def is_mounted(path: Path) -> bool:
@@ -222,6 +209,131 @@ def test_a_file_made_behind_between_lookup_and_create(directory: Path) -> None:
         assert "Permission denied" in said.stderr
         assert mount.stop() == 0
     assert "Traceback" not in mount.log
+
+
+# --- half done -------------------------------------------------------------------------------------------------------
+
+# chmod fails, after chown has succeeded.
+_NO_CHMOD = """
+import os
+
+def chmod(path, mode):
+    raise OSError(5, "Input/output error")
+
+os.chmod = chmod
+"""
+
+
+def test_what_a_failed_operation_did_by_halves_is_not_told_as_remote(
+    directory: Path, watching: Callable[..., Watch]
+) -> None:
+    limited = ["prlimit", "--fsize=4096", *FUSENOTIFY]
+    with mounted(directory, command=limited) as mount:
+        (mount.source / "file").write_text("x")
+        watch = watching(mount.mountpoint)
+        assert error_of(lambda: os.truncate(mount.mountpoint / "file", 10_000)) == "EFBIG"  # but it was opened for it
+        (mount.source / "end").mkdir()
+        assert [line["kind"] for line in watch.until("end")] == ["create"]
+
+
+def test_an_echo_of_a_failed_operation_is_local(directory: Path, watching: Callable[..., Watch]) -> None:
+    with patched(directory, _NO_CHMOD) as mount:
+        (mount.source / "file").touch()
+        (mount.source / "file").chmod(0o4755)
+        watch = watching(mount.mountpoint)
+        # The kernel asks for two changes in one: another owner, and no set-user-id bit.
+        assert error_of(lambda: os.chown(mount.mountpoint / "file", NOBODY, -1)) == "EIO"
+        assert error_of(lambda: os.chmod(mount.mountpoint / "file", 0o600)) == "EIO"  # which changed nothing
+        (mount.source / "end").mkdir()
+        told = [(line["kind"], line["path"], line["origin"]) for line in watch.until("end")]
+        assert told == [("attrib", "file", "local"), ("create", "end", "remote")]
+        assert (mount.source / "file").stat().st_uid == NOBODY
+
+
+# --- traffic without a pause -----------------------------------------------------------------------------------------
+
+_HAMMER = """
+import os, sys
+print(flush=True)
+try:
+    while True:
+        try:
+            os.stat(sys.argv[1])
+        except FileNotFoundError:
+            pass
+except OSError:
+    pass  # the mount has ended
+"""
+
+
+# Whenever `quiet` looks, a request waits.
+_NEVER_QUIET = """
+import copy
+from fusenotify.session import FuseLoop
+quiet = FuseLoop.quiet
+
+class Busy:
+    poll = staticmethod(lambda timeout: [(0, 1)])
+
+async def busy(self, *args):
+    global twin
+    if twin is None:
+        twin = copy.copy(self)
+        twin._poll = Busy
+    await quiet(twin, *args)
+
+twin = None
+FuseLoop.quiet = busy
+"""
+
+
+def test_sync_is_a_barrier_while_others_never_stop_asking(directory: Path) -> None:
+    async def sync(mount: Mount, side: Path, prefix: str) -> None:
+        kinds = fusenotify.Kind.CREATE | fusenotify.Kind.CLOSE_WRITE
+        async with fusenotify.open_group() as group:
+            await group.mark(f"unix:{mount.socket}", kinds=kinds)
+            for n in range(5):
+                own = f"{prefix}{n}"
+                (side / own).write_text("x")
+                await group.sync()
+                told: list[tuple[object, str | None]] = []
+                while (fusenotify.Kind.CLOSE_WRITE, own) not in told:
+                    with anyio.move_on_after(0) as scope:
+                        told += [(event.kind, event.path) for event in await group.batch()]
+                    assert not scope.cancelled_caught, "it was told after the sync"
+
+    async def main(mount: Mount) -> None:
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                for n in range(20):  # at the same time
+                    tasks.start_soon(sync, mount, mount.source if n % 2 else mount.mountpoint, f"{n}-")
+
+    with contextlib.ExitStack() as stack:
+        mount = stack.enter_context(patched(directory, _NEVER_QUIET))
+        command = [sys.executable, "-c", _HAMMER, str(mount.mountpoint / "none")]
+        for _ in range(3):
+            hammer = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
+            stack.callback(hammer.kill)
+            assert hammer.stdout is not None
+            assert hammer.stdout.readline() == b"\n"
+        anyio.run(main, mount, backend="trio")
+        assert mount.stop() == 0
+        assert "Traceback" not in mount.log
+
+
+# The daemon is killed between reading the request of `quiet` and answering it.
+_KILLED = """
+import os, signal
+from fusenotify.passthrough import Passthrough
+Passthrough.statfs = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_daemon_that_is_killed_in_a_sync_ends_at_once(directory: Path) -> None:
+    with patched(directory, _NEVER_QUIET + _KILLED) as mount, socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(mount.socket))
+        sock.sendall(protocol.encode(protocol.Hello(1)) + protocol.encode(protocol.Sync(1)))
+        assert mount.process.wait(PATIENCE) == -signal.SIGKILL
 
 
 # --- callers that die ------------------------------------------------------------------------------------------------

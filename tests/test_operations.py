@@ -18,7 +18,7 @@ import pytest
 
 from fusenotify import _linux
 from tests.compare import Entry, assert_same, survey
-from tests.harness import FUSENOTIFY, PATIENCE, Mount, mounted
+from tests.harness import FUSENOTIFY, PATIENCE, Mount, mounted, patched, run
 
 NOREPLACE = 1
 MTIME_2001 = 1_000_000_000_123_456_789
@@ -737,6 +737,35 @@ def test_listing_five_thousand_names(both: Both) -> None:
     assert sorted(os.listdir(both.on_mount)) == sorted(os.listdir(both.plain))
     subprocess.run(["rm", "-r", both.on_mount, both.plain], check=True)
     assert os.listdir(both.mount.source) == []
+
+
+# Somebody has taken the disk away below one of the files.
+_BAD_ENTRY = """
+from fusenotify.backing import Backing
+find = Backing.find
+
+def failing(self, directory_fd, name):
+    if name == b"bad":
+        raise OSError(5, "Input/output error")
+    return find(self, directory_fd, name)
+
+Backing.find = failing
+"""
+
+
+def test_an_entry_that_cannot_be_read_ends_the_listing_and_leaves_no_node(directory: Path) -> None:
+    with patched(directory, _BAD_ENTRY) as mount:
+        for name in (*(f"before{n}" for n in range(20)), "bad", *(f"behind{n}" for n in range(20))):
+            (mount.source / name).touch()
+        names: list[str] = []
+        with pytest.raises(OSError, match="Input/output error"), os.scandir(mount.mountpoint) as listing:
+            names += (entry.name for entry in listing)
+        with pytest.raises(OSError, match="Input/output error"):
+            os.listdir(mount.mountpoint)
+        while json.loads(run("status", mount.mountpoint, "--json").stdout)["nodes"] > 1:
+            Path("/proc/sys/vm/drop_caches").write_text("2")  # and the kernel forgets what it was told of
+        assert mount.stop() == 0
+    assert "Traceback" not in mount.log
 
 
 def test_numbers_in_listings(both: Both) -> None:

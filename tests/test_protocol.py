@@ -220,6 +220,13 @@ def test_errors_without_a_code_and_codes_without_an_error_are_the_base() -> None
     assert type(protocol.error_of(Refusal(1, "of-the-future", "x"))) is FusenotifyError
 
 
+def test_a_refusal_is_short_whatever_it_quotes() -> None:
+    for quoted in ("\udcff" * 100_000, "ä" * 100_000, "ä" + "x" * 100_000):
+        message = protocol.refusal(1, errors.UsageError(f"{quoted} is no directory"))
+        assert 1000 < len(message.message.encode()) <= protocol.MAX_TEXT
+        assert message.message.endswith("...")
+
+
 def test_a_message_with_a_name_that_is_no_utf8_can_be_sent() -> None:
     answer = protocol.refusal(1, errors.UsageError("cannot read /a/\udcff"))
     assert protocol.decode_reply(payload_of(protocol.encode(answer))) == Refusal(1, "usage", "cannot read /a/\\udcff")

@@ -3,6 +3,7 @@
 import errno
 import os
 import select
+import socket
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from fusenotify import _linux, protocol
 from fusenotify.events import DEFAULT, EventRecord
 from fusenotify.protocol import AddMark, AskStatus, Done, Events, FrameBuffer, Hello, Refusal, Reply, Report, Sync
-from tests.harness import PATIENCE, Mount, mounted, run
+from tests.harness import PATIENCE, Mount, Watch, mounted, patched, run
 
 MS_BIND = 4096
 
@@ -324,6 +325,120 @@ def test_requests_out_of_place_are_refused_and_the_group_goes_on(mount: Mount, o
     queue.until(b"x")
 
 
+def test_what_cannot_be_read_is_told_in_its_turn(mount: Mount, opened: Opener) -> None:
+    queue = opened(mount.mountpoint)
+    frames = [protocol.encode(request) for request in (Hello(1), Sync(1), Sync(2))]
+    assert error_of(os.write, queue.fd, b"".join(frames) + b"\x01\0\0\0\xc1" + protocol.encode(Sync(3))) == "EINVAL"
+    assert isinstance(queue.receive(), protocol.Welcome)
+    assert [queue.receive(), queue.receive()] == [Done(1, 0), Done(2, 0)]
+    refused = queue.receive()
+    assert isinstance(refused, Refusal)
+    assert (refused.request, refused.code) == (0, "protocol")
+    assert queue.ask(Sync(4)) == Done(4, 0)
+
+
+def test_one_write_is_taken_as_a_whole_however_many_requests_it_holds(mount: Mount, opened: Opener) -> None:
+    queue = opened(mount.mountpoint)
+    queue.send(Hello(1), *(Sync(n) for n in range(1000)))
+    assert error_of(queue.send, Sync(1000)) == "EAGAIN"
+    assert isinstance(queue.receive(), protocol.Welcome)
+    assert [queue.receive() for _ in range(1000)] == [Done(n, 0) for n in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (AddMark(2, 2, b"\xff" * 60_000, "dir", DEFAULT, 3), "usage"),
+        (AddMark(2, 2, b"\xff" * 100_000, "dir", DEFAULT, 3), "usage"),
+        (AddMark(2, 2, b".", "\xff" * 10_000, DEFAULT, 3), "usage"),
+        (AddMark(2, 2, b".", "dir", DEFAULT, 3, None, (0,) * 100_000), "limit-reached"),
+    ],
+    ids=["path", "longer path", "scope", "users"],
+)
+def test_an_absurdly_long_request_is_refused(
+    mount: Mount, opened: Opener, request_: protocol.Request, code: str
+) -> None:
+    queue = opened(mount.mountpoint).mark()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(PATIENCE)
+        sock.connect(str(mount.socket))
+        sock.sendall(protocol.encode(Hello(1)) + protocol.encode(request_))
+        frames, told = FrameBuffer(), list[Reply]()
+        while len(told) < 2:
+            data = sock.recv(1 << 20)
+            assert data
+            told += map(protocol.decode_reply, frames.feed(data))
+    refusals = [told[1], queue.ask(request_)]
+    for refused in refusals:
+        assert isinstance(refused, Refusal)
+        assert (refused.request, refused.code) == (2, code)
+    (mount.source / "x").mkdir()
+    queue.until(b"x")
+
+
+# --- bugs ----------------------------------------------------------------------------------------------------------
+
+# The kernel refuses to wake whoever polls.
+_NOT_WOKEN = """
+from fusenotify.queuefile import _OpenQueue
+
+class Handle:
+    def notify(self):
+        raise OSError(2, "there is no such poll")
+
+_OpenQueue.remember = lambda self, handle: setattr(self, "_poll_handle", Handle())
+"""
+
+
+def test_a_poll_that_cannot_be_woken_keeps_nobody_from_events(
+    directory: Path, opened: Opener, watching: Callable[..., Watch]
+) -> None:
+    with patched(directory, _NOT_WOKEN) as mount:
+        watch = watching(f"unix:{mount.socket}")
+        queue = opened(mount.mountpoint)
+        os.write(queue.fd, protocol.encode(Hello(1)) + protocol.encode(AddMark(1, 1, b".", "subtree", DEFAULT, 3)))
+        queue.poll.poll(0)
+        for name in ("x", "y"):
+            (mount.source / name).mkdir()
+            watch.until(name)
+            queue.poll.poll(0)
+        assert mount.stop() == 0
+    assert "Traceback" not in mount.log
+
+
+# Requests to remove mark 13 end the task that carries out requests.
+_UNLUCKY = """
+from fusenotify import peer
+reply_to = peer.Peer._reply_to
+
+async def unlucky(self, request):
+    if getattr(request, "mark", 0) == 13:
+        raise ZeroDivisionError("a bug")
+    return await reply_to(self, request)
+
+peer.Peer._reply_to = unlucky
+"""
+
+
+def test_a_bug_costs_the_client_its_connection_and_no_other_client_anything(directory: Path, opened: Opener) -> None:
+    with patched(directory, _UNLUCKY) as mount:
+        bystander, queue = opened(mount.mountpoint).mark(), opened(mount.mountpoint).mark()
+        queue.send(protocol.RemoveMark(2, 13))
+        assert queue.poll.poll(PATIENCE * 1000)[0][1] & select.POLLERR
+        assert error_of(os.read, queue.fd, 4096) == "EIO"
+        assert error_of(queue.send, Sync(3)) == "EIO"
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(PATIENCE)
+            sock.connect(str(mount.socket))
+            sock.sendall(protocol.encode(protocol.RemoveMark(2, 13)))
+            assert sock.recv(4096) == b""
+        (mount.source / "x").mkdir()
+        bystander.until(b"x")
+        assert status(mount, opened).groups == 1
+        assert mount.stop() == 0
+    assert mount.log.count("ZeroDivisionError: a bug") == 2
+
+
 def test_opening_with_o_trunc_changes_nothing(mount: Mount, opened: Opener) -> None:
     queue = opened(mount.mountpoint, os.O_TRUNC | os.O_CREAT)
     queue.mark()
@@ -500,3 +615,45 @@ def test_with_watch_other_subtrees_too(others: Mount) -> None:
     assert asked(others, ".", "subtree") == ["Welcome", "Done"]
     assert asked(others, "open", "subtree") == ["Welcome", "Done"]
     assert asked(others, "closed", "subtree") == ["Welcome", "not-permitted"]
+
+
+# While the rights are checked, somebody who may rename in `shared` has swapped what is at the path for something else.
+_SWAPPED = """
+import os
+from fusenotify import _linux, peer
+check_readable = peer.check_readable
+swaps = int(os.environ["SWAPS"])
+
+def overtaken(backing, path, *who):
+    global swaps
+    if path == b"shared/one" and swaps:
+        swaps -= 1
+        fd = backing.root_fd
+        _linux.renameat2(fd, b"shared/one", fd, b"shared/two", _linux.RENAME_EXCHANGE)
+    return check_readable(backing, path, *who)
+
+peer.check_readable = overtaken
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "swaps", "answer"),
+    [
+        (0o700, 1, "Done"),  # on the other one, which has come to the path
+        (0o700, 1_000_000, "not-permitted"),
+        (0o755, 3, "Done"),
+        (0o755, 1_000_000, "not-permitted"),  # which of the two is meant cannot be said
+    ],
+)
+def test_rights_are_checked_on_the_very_directory_that_is_marked(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, mode: int, swaps: int, answer: str
+) -> None:
+    directory.chmod(0o755)
+    for name, rights in (("one", mode), ("two", 0o755)):
+        (directory / "source" / "shared" / name).mkdir(parents=True)
+        (directory / "source" / "shared" / name).chmod(rights)
+    monkeypatch.setenv("SWAPS", str(swaps))
+    with patched(directory, _SWAPPED, ["-o", "allow_other"]) as mount:
+        assert asked(mount, "shared/one", "dir") == ["Welcome", answer]
+        assert mount.stop() == 0
+    assert "Traceback" not in mount.log

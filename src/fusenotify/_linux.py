@@ -8,6 +8,7 @@ import ctypes
 import os
 import platform
 import struct
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 AT_FDCWD: Final = -100
@@ -130,6 +131,11 @@ def _timespec(time_ns: int | None) -> _Timespec:
     return _Timespec(*divmod(time_ns, 1_000_000_000))
 
 
+def proc_path(fd: int) -> str:
+    """Return the path that leads to the very object of a descriptor, whatever it is called by now."""
+    return f"/proc/self/fd/{fd}"
+
+
 def renameat2(old_dir_fd: int, old_name: bytes, new_dir_fd: int, new_name: bytes, flags: int) -> None:
     """Rename with the flags of renameat2(2), such as RENAME_EXCHANGE."""
     if _libc.renameat2(old_dir_fd, old_name, new_dir_fd, new_name, flags) != 0:
@@ -148,7 +154,7 @@ def umount2(target: bytes, flags: int) -> None:
         _raise_errno(target)
 
 
-def set_thread_credentials(uid: int, gid: int, groups: list[int]) -> None:
+def set_thread_credentials(uid: int, gid: int, groups: Sequence[int]) -> None:
     """Make the calling thread, and no other, act on files as this user.
 
     Group changes come first going down and would need the capability going up: call with the daemon's own identity

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pyfuse3
 
 from fusenotify import _linux, events
-from fusenotify.backing import proc_path
+from fusenotify._linux import proc_path
 from fusenotify.inodes import Node
 
 

@@ -8,10 +8,11 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Final, Protocol
 
 from fusenotify import _linux
+from fusenotify._linux import proc_path
 from fusenotify.identity import FileHandle, Identity, InodeKey, InodeNumber
 
 _BENEATH: Final = _linux.RESOLVE_BENEATH | _linux.RESOLVE_NO_SYMLINKS | _linux.RESOLVE_NO_MAGICLINKS
@@ -290,13 +291,8 @@ class Backing:
             return None
 
 
-def proc_path(fd: int) -> str:
-    """Return the path that leads to the very object of a descriptor, whatever it is called by now."""
-    return f"/proc/self/fd/{fd}"
-
-
 @contextlib.contextmanager
-def acting_as(uid: int, gid: int, groups: list[int]) -> Iterator[None]:
+def acting_as(uid: int, gid: int, groups: Sequence[int]) -> Iterator[None]:
     """Make the system calls of the block with a caller's identity. There must be no `await` inside."""
     own_groups = os.getgroups()
     _linux.set_thread_credentials(uid, gid, groups)
@@ -306,17 +302,20 @@ def acting_as(uid: int, gid: int, groups: list[int]) -> Iterator[None]:
         _linux.set_thread_credentials(0, os.getegid(), own_groups)
 
 
-def check_readable(backing: Backing, path: bytes, uid: int, gid: int, groups: tuple[int, ...]) -> None:
-    """Check that a user may read a directory, every component of its path resolved with the rights of that user.
+def check_readable(backing: Backing, path: bytes, uid: int, gid: int, groups: Sequence[int]) -> InodeKey:
+    """Check that a user may read the directory at a path, every component resolved with the rights of that user.
 
-    A daemon without root's rights has the rights of its own user only, and they are what the kernel checks.
+    Return which directory that is: it may be another one than the path has been taken for. A daemon without root's
+    rights has the rights of its own user only, and they are what the kernel checks.
 
     Raises:
         OSError: EACCES, or the directory is gone.
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK
-    if uid == 0 or os.geteuid() != 0:
-        os.close(backing.open_beneath(path, flags))
-        return
-    with acting_as(uid, gid, list(groups)):
-        os.close(backing.open_beneath(path, flags))
+    as_user = contextlib.nullcontext() if uid == 0 or os.geteuid() != 0 else acting_as(uid, gid, groups)
+    with as_user:
+        fd = backing.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(fd)
+        return InodeKey(status.st_dev, status.st_ino)
+    finally:
+        os.close(fd)

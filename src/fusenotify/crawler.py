@@ -38,8 +38,6 @@ class Crawler:
         self._stream = stream
         self._tree = tree
         self._missed: dict[Directory, set[bytes]] = {}
-        # Directories that a listing has found in one place while the stream still has them in another.
-        self._moving: dict[InodeKey, tuple[Directory, bytes]] = {}
 
     def arrive(self, parent: Directory, name: bytes, made: int | None = None) -> Iterator[Arrival]:
         """Watch a directory and everything below it; yield each directory and its entries, parents first.
@@ -51,15 +49,14 @@ class Crawler:
         while stack:
             parent, name = stack.pop()
             adoption, known = known or self._adopt_as(parent, name), None
-            if adoption is not None and self._is_elsewhere(adoption, parent, name):
-                self._moving[adoption.key] = parent, name
-                adoption = None
-            if adoption is None:
+            if adoption is None or self._is_elsewhere(adoption, parent, name):
                 self._missed.setdefault(parent, set()).add(name)
                 continue
-            directory, gone = self._tree.attach(parent, name, adoption.wd, adoption.key)
-            self.leave([one for one in gone if one.wd != adoption.wd])
             self.has_left(parent, name)
+            directory = self._heard_by(adoption.wd)
+            if directory is None:
+                directory, gone = self._tree.attach(parent, name, adoption.wd, adoption.key)
+                self.leave(gone)
             if adoption.overlaps:
                 directory.announced = {entry for entry, _ in adoption.entries}
                 directory.announced_until = adoption.until
@@ -67,13 +64,31 @@ class Crawler:
             stack.extend((directory, entry) for entry, is_dir in adoption.entries if is_dir)
             self._watcher.drain()
 
-    def arrive_missed(self, moved: Directory) -> Iterator[Arrival]:
-        """Look again for the directories that were missed below one that has just been moved."""
-        if not self._missed:
-            return
-        missed = [(one, name) for one in moved.below() for name in self._missed.pop(one, ())]
-        for parent, name in missed:
-            yield from self.arrive(parent, name)
+    def arrive_missed(self) -> Iterator[Arrival]:
+        """Look again for the directories that were missed, now that one has been moved or has left the tree."""
+        for parent, name in [(one, name) for one, names in self._missed.items() for name in names]:
+            if self.is_missed(parent, name):
+                yield from self.arrive(parent, name)
+
+    def is_missed(self, parent: Directory, name: bytes) -> bool:
+        """Whether a name stands for a directory that could not be reached yet."""
+        return name in self._missed.get(parent, ())
+
+    def destination_of(self, directory: Directory) -> tuple[Directory, bytes] | None:
+        """Return where a directory has moved to that was not watched when it got there, None if that is not known."""
+        for parent, names in self._missed.items():
+            for name in names:
+                found = self._backing.stat_beneath(parent.prefix + name)
+                is_it = found is not None and InodeKey(found.st_dev, found.st_ino) == directory.key
+                self._watcher.drain()
+                if is_it and self.is_settled(parent, name) and not parent.is_below(directory):
+                    return parent, name
+        return None
+
+    def is_in_place(self, directory: Directory) -> bool:
+        """Whether a directory was, by now, where the tree has it, so that a look has found its entries."""
+        self._watcher.drain()
+        return directory.parent is None or self.is_settled(directory.parent, directory.name)
 
     def has_left(self, parent: Directory, name: bytes) -> bool:
         """Take note that a name does not stand for a missed directory any more; return whether it did."""
@@ -85,16 +100,10 @@ class Crawler:
             del self._missed[parent]
         return True
 
-    def destination_of(self, directory: Directory) -> tuple[Directory, bytes] | None:
-        """Return where a directory was found that the stream says has left: into one that was not watched yet."""
-        place = self._moving.pop(directory.key, None)
-        return place if place is not None and not place[0].gone else None
-
     def leave(self, gone: list[Directory]) -> None:
         """Stop watching directories that are not in the tree any more: a watch follows its inode wherever it goes."""
         for directory in gone:
             self._missed.pop(directory, None)
-            self._moving.pop(directory.key, None)
             self._watcher.adoptions.pop(directory.key, None)
             self._watcher.allow(directory.key)
             if directory.wd is not None:
@@ -112,6 +121,8 @@ class Crawler:
 
     def _adopt_as(self, parent: Directory, name: bytes) -> Adoption | None:
         """Take the directory at a path under watch; None if it is not there, or not for sure the one that is meant."""
+        if not self.is_settled(parent, name):
+            return None
         adoption = self._adopt(parent.prefix + name)
         if adoption is None or self.is_settled(parent, name):
             return adoption
@@ -141,15 +152,16 @@ class Crawler:
             finally:
                 os.close(fd)
         except OSError as error:
-            if error.errno not in _MOVED_ON:
-                self._refuse(path, error)
-            return None
+            return None if error.errno in _MOVED_ON else self._refuse(path, error)
 
-    def _refuse(self, path: bytes, error: OSError) -> None:
+    def _refuse(self, path: bytes, error: OSError) -> Adoption | None:
         log.warning("changes below %s are not heard: %s", os.fsdecode(path[:_SHOWN]), error.strerror)
         found = self._backing.stat_beneath(path)
-        if found is not None:
-            self._watcher.refuse(InodeKey(found.st_dev, found.st_ino))
+        if found is None:
+            return None
+        key = InodeKey(found.st_dev, found.st_ino)
+        self._watcher.refuse(key)
+        return Adoption(None, key, [], overlaps=False, until=0)
 
     def _is_elsewhere(self, adoption: Adoption, parent: Directory, name: bytes) -> bool:
         """Whether this directory is in the tree under another name, so that a rename is still to be told."""
@@ -162,7 +174,6 @@ class Crawler:
     def crawl(self) -> Iterator[None]:
         """Watch the whole tree as it is now, whatever was known of it; yields chances to do other work."""
         self._missed.clear()
-        self._moving.clear()
         layout: dict[Directory, tuple[Directory | None, bytes, int | None]] = {}
         stack: list[tuple[Directory | None, bytes, bytes]] = [(None, b"", ROOT_PATH)]
         while stack:

@@ -1,6 +1,7 @@
 """The daemon: the one place where everything is wired, started and stopped."""
 
 import faulthandler
+import functools
 import logging
 import os
 import resource
@@ -97,7 +98,7 @@ class Daemon:
             epoch=self._epoch,
             position=lambda: self._translator.seq,
             caught_up=self._hearing.caught_up,
-            quiet=loop.quiet,
+            quiet=functools.partial(loop.quiet, str(self._target.mountpoint)),
             status=self._status,
         )
         with ExitStack() as session:  # it outlives every task: touching one that is closed crashes the process

@@ -11,14 +11,14 @@ from typing import Final
 import pyfuse3
 
 from fusenotify import events
+from fusenotify._linux import proc_path
 from fusenotify.attributes import attributes_of, entry_of
-from fusenotify.backing import proc_path
+from fusenotify.callers import process_of
 from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.echoes import Expectation, Name
 from fusenotify.identity import InodeKey
 from fusenotify.inodes import ROOT_NODEID, Node
 from fusenotify.passthrough import Context, Passthrough
-from fusenotify.recorder import process_of
 
 _HIDDEN: Final = QUEUE_DIRECTORY.encode()
 # What a caller's open flags mean to the mount alone, or would ask aligned buffers of the daemon.
@@ -203,31 +203,38 @@ class Files:
         if offset == 0:
             listing.names = [os.fsencode(name) for name in os.listdir(fh)]
             listing.names[:0] = [b".", b".."]
+        has_entries = False
         for index in range(offset, len(listing.names)):
-            if not self._reply(listing, listing.names[index], index + 1, token):
+            try:
+                listed = self._look_up(listing, listing.names[index])
+            except OSError:
+                # Nobody would take back the lookups of an answer that is an error: the next one begins with it.
+                if has_entries:
+                    return
+                raise
+            if listed is None:
+                continue
+            entry, node = listed
+            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(listing.names[index]), entry, index + 1):
+                if node is not None:
+                    self._tree.forget([(node.nodeid, 1)])
                 return
+            has_entries = True
 
-    def _reply(self, listing: OpenDirectory, name: bytes, next_offset: int, token: pyfuse3.ReaddirToken) -> bool:
-        """Add one entry to the answer; return whether there was room for it."""
+    def _look_up(self, listing: OpenDirectory, name: bytes) -> tuple[pyfuse3.EntryAttributes, Node | None] | None:
+        """Return what is listed of a name, and the node that a lookup was counted for; None if it is not listed."""
         if name in (b".", b".."):  # the kernel takes no more of these two than type and number
             known = b"." if listing.node.nodeid == ROOT_NODEID else name
-            entry = attributes_of(os.stat(known, dir_fd=listing.fd))
-            return pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry, next_offset)
+            return attributes_of(os.stat(known, dir_fd=listing.fd)), None
         if name == _HIDDEN:
-            return True
+            return None
         try:
             found = self._tree.backing.find(listing.fd, name)
         except FileNotFoundError:
-            return True
-        try:
+            return None
+        with contextlib.closing(found):
             node = self._tree.remember(listing.node, name, found)
-            entry = entry_of(node, found.stat)
-        finally:
-            found.close()
-        if pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry, next_offset):
-            return True
-        self._tree.forget([(node.nodeid, 1)])
-        return False
+            return entry_of(node, found.stat), node
 
     def releasedir(self, fh: int) -> None:
         """Close a directory."""

@@ -25,6 +25,9 @@ _PIECE: Final = 512  # items between two looks at the rest of the daemon
 _MOST_TRIES: Final = 1000  # looks at a directory whose path is about to change, before it is given up
 # How long the second half of a rename may be late. The kernel queues it microseconds after the first.
 _PARTNER_TIMEOUT: Final = 0.005
+# The same where the old name is there again and nothing has told of that: all that can follow is the other half of an
+# exchange, unless the backing filesystem does not tell of everything.
+_HALF_TIMEOUT: Final = 1.0
 
 
 class Hearing:
@@ -48,6 +51,7 @@ class Hearing:
         self._ended = False
         self._joiner = Joiner()
         self._held: list[Item] = []  # a rename that may be the first half of an exchange
+        self._held_until = 0.0
         self._work = trio.Event()
         self._processed = 0
         self._patience: tuple[float, int] | None = None  # until when, and for what up to which position, we wait
@@ -143,7 +147,8 @@ class Hearing:
             await self._pay_debts()
             if self._watcher.drain() == position:
                 self._finish(position)
-                return
+                if not self._groups.debts:
+                    return
 
     async def _await_partner(self) -> None:
         """Wait for more, but for no partner longer than it may take, however much else comes."""
@@ -156,20 +161,34 @@ class Hearing:
             await self._work.wait()
             return
         self._patience = None
+        ready = self._joiner.flush(awaited_up_to)
+        if self._held and trio.current_time() < self._held_until and self._may_be_half(self._held):
+            await self._pass_on(ready)
+            return
         held, self._held = self._held, []
-        await self._translate(held + self._joiner.flush(awaited_up_to))
+        await self._translate(held + ready)
 
     async def _pass_on(self, items: list[Item]) -> None:
-        items = self._held + items
-        self._held = []
-        last = _unpaired_at_the_end(items)
-        if (
-            last is not None
-            and self._echoes.at(last.position) is None
-            and self._translator.may_be_half_an_exchange(last)
-        ):
+        held, self._held = self._held, []
+        items = held + items
+        if items and isinstance(items[-1], Move) and self._may_be_half(items):
+            if len(items) > len(held):
+                self._held_until = trio.current_time() + _HALF_TIMEOUT
             self._held = [items.pop()]
         await self._translate(items)
+
+    def _may_be_half(self, items: list[Item]) -> bool:
+        """Whether the last of some items, a rename, may be the first half of an exchange."""
+        last = items[-1]
+        assert isinstance(last, Move)
+        if self._joiner.waiting:
+            return True  # what follows is not known yet
+        if self._echoes.at(last.position) is not None or _unpaired_at_the_end(items) is None:
+            return False
+        looks_so = self._translator.may_be_half_an_exchange(last)
+        # A look tells of the present: with events still unread, what follows has to be known first.
+        self._watcher.drain()
+        return looks_so or self._stream.has_more
 
     async def _translate(self, items: list[Item]) -> None:
         start = 0
@@ -191,7 +210,11 @@ class Hearing:
             if debt.directory.gone:
                 continue
             entries = self._crawler.entries_of(debt.directory)
-            if entries is not None:
+            if self._has_untold and debt.tries < _MOST_TRIES:
+                # What was just seen is the present, and what is still to be told is told as of the past.
+                debt.tries += 1
+                unpaid.append(debt)
+            elif entries is not None:
                 debt.group.pay(debt, entries)
                 debts.extend(Debt(debt.group, child, debt.cause) for child in debt.directory.children.values())
                 await self._take_turns(len(entries) + 1)
@@ -199,6 +222,12 @@ class Hearing:
                 debt.tries += 1
                 unpaid.append(debt)
         debts.extend(unpaid)
+
+    @property
+    def _has_untold(self) -> bool:
+        """Whether something has happened on the backing tree that is still to be told."""
+        self._watcher.drain()
+        return bool(self._joiner.waiting or self._held or self._stream.has_more)
 
     def _finish(self, position: int) -> None:
         """Take note that the stream has been worked off up to `position`, or to what of it is held back."""
@@ -208,7 +237,7 @@ class Hearing:
             self._publish(records)
         self._processed = position
         self._watcher.told(position)
-        for entry in [entry for entry in self._waiters if entry[0] <= position]:
+        for entry in [entry for entry in self._waiters if entry[0] <= position and not self._groups.debts]:
             self._waiters.remove(entry)
             entry[1].set()
 

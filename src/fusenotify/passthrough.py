@@ -15,8 +15,10 @@ from typing import Final
 import pyfuse3
 
 from fusenotify import _linux, events
+from fusenotify._linux import proc_path
 from fusenotify.attributes import attributes_of, change, entry_of, has_names, raised_by
-from fusenotify.backing import Backing, Found, acting_as, proc_path
+from fusenotify.backing import Backing, Found, acting_as
+from fusenotify.callers import groups_of
 from fusenotify.echoes import Expectation
 from fusenotify.inodes import ROOT_NODEID, InodeTable, Node
 from fusenotify.recorder import Recorder
@@ -191,7 +193,7 @@ class Passthrough:
             if self._own_uid != 0 or (ctx.uid, ctx.gid) == (0, self._own_gid):
                 yield
             else:
-                with acting_as(ctx.uid, ctx.gid, _groups_of(ctx.pid)):
+                with acting_as(ctx.uid, ctx.gid, groups_of(ctx.pid)):
                     yield
         finally:
             os.umask(umask)
@@ -333,11 +335,3 @@ class Passthrough:
         with self.descriptor(self.table.get(nodeid)) as fd:
             names = [os.fsencode(name) for name in os.listxattr(proc_path(fd))]
         return [name for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")]
-
-
-def _groups_of(thread_id: int) -> list[int]:
-    """Return the supplementary groups of a caller; none where it is outside our pid namespace, or gone."""
-    try:
-        return sorted(pyfuse3.get_sup_groups(thread_id))
-    except OSError:
-        return []

@@ -10,15 +10,18 @@ import trio
 
 from fusenotify import protocol
 from fusenotify.backing import Backing, check_readable
-from fusenotify.errors import FusenotifyError, NotPermitted, ProtocolError, UsageError
-from fusenotify.groups import Group, Groups
+from fusenotify.errors import FusenotifyError, LimitReached, NotPermitted, ProtocolError, UsageError
+from fusenotify.groups import MOST_UIDS, Group, Groups, Mark
 from fusenotify.protocol import AddMark, AskStatus, Done, FrameBuffer, Hello, RemoveMark, Report, Request, Sync, Welcome
 from fusenotify.status import Status
 from fusenotify.tree import Directory
 
 log = logging.getLogger(__name__)
 
-_MOST_REQUESTS: Final = 256  # received and not yet answered
+_MOST_REQUESTS: Final = 256  # received and not yet answered; what comes in one piece may go beyond
+_LONGEST_PATH: Final = 1 << 16  # bytes
+_LONGEST_SCOPE: Final = 64
+_MARK_ATTEMPTS: Final = 5
 _EVENTS_PER_FRAME: Final = 1024
 
 
@@ -69,7 +72,7 @@ class Peer:
         self._credentials = credentials
         self._base = base
         self._frames = FrameBuffer()
-        self._requests: deque[Request] = deque()
+        self._requests: deque[Request | ProtocolError] = deque()  # an error stands for what could not be read
         self._request_came = trio.Event()
         self._progress = trio.Event()
         self._answers: deque[bytes] = deque()
@@ -89,8 +92,8 @@ class Peer:
             await self._progress.wait()
 
     async def wait_sent(self) -> None:
-        """Return when every answer has been handed out."""
-        while self._answers:
+        """Return when everything is carried out and every answer has been handed out."""
+        while self._requests or self._answers:
             self._progress = trio.Event()
             await self._progress.wait()
 
@@ -98,13 +101,13 @@ class Peer:
         """Take what the client sent.
 
         Raises:
-            ProtocolError: it makes no sense; the client has been told, and nothing more can be read from it.
+            ProtocolError: it makes no sense; the client is told in its turn, and what is behind it is not read.
         """
         try:
             for payload in self._frames.feed(data):
                 self._requests.append(protocol.decode_request(payload))
         except ProtocolError as error:
-            self._answer(protocol.refusal(0, error))
+            self._requests.append(error)
             raise
         finally:
             self._request_came.set()
@@ -114,19 +117,23 @@ class Peer:
         while True:
             self._request_came = trio.Event()
             while self._requests:
-                request = self._requests[0]
-                try:
-                    self._answer(await self._carry_out(request))
-                except FusenotifyError as error:
-                    self._answer(protocol.refusal(getattr(request, "request", 0), error))
-                except Exception:
-                    # A bug, and this client's alone: the daemon serves others.
-                    log.exception("a request of user %d failed: %r", self.uid, request)
-                    bug = FusenotifyError("the daemon failed to carry this out; its log says more")
-                    self._answer(protocol.refusal(getattr(request, "request", 0), bug))
+                self._answer(await self._reply_to(self._requests[0]))
                 self._requests.popleft()
                 self._progress.set()
             await self._request_came.wait()
+
+    async def _reply_to(self, request: Request | ProtocolError) -> protocol.Reply:
+        if isinstance(request, ProtocolError):
+            return protocol.refusal(0, request)
+        try:
+            return await self._carry_out(request)
+        except FusenotifyError as error:
+            return protocol.refusal(getattr(request, "request", 0), error)
+        except Exception:
+            # A bug, and this client's alone: the daemon serves others.
+            log.exception("a request of user %d failed: %r", self.uid, request)
+            bug = FusenotifyError("the daemon failed to carry this out; its log says more")
+            return protocol.refusal(getattr(request, "request", 0), bug)
 
     async def _carry_out(self, request: Request) -> protocol.Reply:
         match request:
@@ -162,16 +169,35 @@ class Peer:
 
     async def _mark(self, group: Group, request: AddMark) -> Done:
         """Add a mark; what happened before is not told, so that nothing is heard twice or by halves."""
+        _check_lengths(request)
         self._services.groups.check_reach(self._credentials.uid, request.scope)
-        await self._services.caught_up()
-        mark = self._services.groups.make_mark(group, request)
+        for _ in range(_MARK_ATTEMPTS):
+            await self._services.caught_up()
+            mark = self._services.groups.make_mark(group, request)
+            if self._may_read(mark, request):
+                group.add(mark)
+                return Done(request.request, self._services.position())
+        raise NotPermitted(
+            f"user {self.uid} gets no mark on {request.path!r}: each time that its rights were checked, another "
+            "directory was there; try again when nobody renames directories on the way to it"
+        )
+
+    def _may_read(self, mark: Mark, request: AddMark) -> bool:
+        """Whether the user may read the marked directory; no if its path leads elsewhere by now, as far as is heard.
+
+        Rights are checked by path, and somebody may swap a directory that is readable for the one that is marked.
+
+        Raises:
+            NotPermitted: what is at the path is not for this user.
+        """
         who = self._credentials
         try:
-            check_readable(self._services.backing, mark.directory.path, who.uid, who.gid, who.groups)
+            key = check_readable(self._services.backing, mark.directory.path, who.uid, who.gid, who.groups)
+        except FileNotFoundError:
+            return False
         except OSError as error:
             raise NotPermitted(f"user {who.uid} cannot read {request.path!r}: {error.strerror}") from error
-        group.add(mark)
-        return Done(request.request, self._services.position())
+        return key == mark.directory.key
 
     def _answer(self, message: protocol.Reply) -> None:
         self._answers.append(protocol.encode(message))
@@ -230,3 +256,18 @@ class Peer:
         if self._group is not None:
             self._services.groups.close(self._group)
             self._group = None
+
+
+def _check_lengths(request: AddMark) -> None:
+    """Refuse what is longer than anything that makes sense, before it is looked for or quoted.
+
+    Raises:
+        UsageError: of the path or the scope.
+        LimitReached: of the list of users.
+    """
+    if len(request.path) > _LONGEST_PATH:
+        raise UsageError(f"a path of {len(request.path)} bytes is longer than the {_LONGEST_PATH} that are allowed")
+    if len(request.scope) > _LONGEST_SCOPE:
+        raise UsageError(f"a text of {len(request.scope)} characters is no scope")
+    if request.uids is not None and len(request.uids) > MOST_UIDS:
+        raise LimitReached(f"a mark can name {MOST_UIDS} users, not {len(request.uids)}; name none to hear of all")

@@ -27,6 +27,7 @@ from fusenotify.status import Status
 
 VERSION: Final = 1
 MAX_FRAME: Final = 1 << 20  # bytes; more is not a request
+MAX_TEXT: Final = 1024  # bytes of an error's message, which may quote what the client sent
 _LENGTH: Final = struct.Struct("<I")
 
 SUBTREE: Final = "subtree"
@@ -151,8 +152,10 @@ def encode_events(mark: int, batch: Batch) -> bytes:
 
 def refusal(request: int, error: FusenotifyError) -> Refusal:
     """Return the message that tells a client of an error."""
-    text = str(error).encode(errors="backslashreplace").decode()  # names in it may be no UTF-8, which strings are here
-    return Refusal(request, _CODE_OF.get(type(error), "internal"), text)
+    text = str(error).encode(errors="backslashreplace")  # names in it may be no UTF-8, which strings are here
+    if len(text) > MAX_TEXT:
+        text = text[: MAX_TEXT - 3] + b"..."
+    return Refusal(request, _CODE_OF.get(type(error), "internal"), text.decode(errors="ignore"))
 
 
 def error_of(message: Refusal) -> FusenotifyError:

@@ -5,6 +5,7 @@ answers and events, frame by frame (docs/protocol.md). Neither is ever listed. N
 """
 
 import errno
+import logging
 import os
 import select
 import stat
@@ -14,6 +15,7 @@ from typing import Final
 import pyfuse3
 import trio
 
+from fusenotify.callers import groups_of
 from fusenotify.config import QUEUE_NAME
 from fusenotify.errors import ProtocolError
 from fusenotify.inodes import FIRST_VIRTUAL, Node
@@ -21,10 +23,13 @@ from fusenotify.peer import Credentials, Peer, Services
 from fusenotify.session import FuseLoop
 from fusenotify.tree import Directory, Tree
 
+log = logging.getLogger(__name__)
+
 _NAME: Final = QUEUE_NAME.encode()
 MOST_OPEN: Final = 16384  # queue files of all users together
 _READY_TO_WRITE: Final = select.POLLOUT | select.POLLWRNORM
 _READY_TO_READ: Final = select.POLLIN | select.POLLRDNORM
+_READY_TO_FAIL: Final = _READY_TO_WRITE | _READY_TO_READ | select.POLLERR
 
 
 class _Place:
@@ -42,12 +47,17 @@ class _Place:
 
 
 class _OpenQueue:
-    """One open queue file."""
+    """One open queue file.
 
-    __slots__ = ("_poll_handle", "peer", "scope")
+    Attributes:
+        failed: whether nobody carries out requests any more.
+    """
+
+    __slots__ = ("_poll_handle", "failed", "peer", "scope")
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
+        self.failed = False
         self.scope = trio.CancelScope()
         self._poll_handle: pyfuse3.PollHandle | None = None
         peer.on_output = self.wake
@@ -59,8 +69,13 @@ class _OpenQueue:
     def wake(self) -> None:
         """Have whoever polls look again."""
         handle, self._poll_handle = self._poll_handle, None
-        if handle is not None:
+        if handle is None:
+            return
+        try:
             handle.notify()
+        except (OSError, RuntimeError) as error:
+            # Who publishes an event goes on: the mount is ending, or it is this one client that is not woken.
+            log.debug("a queue file's poll could not be woken: %s", error)
 
 
 class QueueFiles:
@@ -158,8 +173,7 @@ class QueueFiles:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         if len(self._open) >= MOST_OPEN:
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
-        groups = tuple(sorted(pyfuse3.get_sup_groups(ctx.pid))) if ctx.pid else ()
-        credentials = Credentials(ctx.uid, ctx.gid, groups)
+        credentials = Credentials(ctx.uid, ctx.gid, groups_of(ctx.pid))
         base = await self._base(place.node)
         queue = _OpenQueue(Peer(self._services, credentials, base))
         self._serial += 1
@@ -182,12 +196,17 @@ class QueueFiles:
         with queue.scope:
             try:
                 await queue.peer.run()
+            except Exception:
+                # A bug, and this client's alone: the daemon serves others.
+                log.exception("a queue file of user %d failed", queue.peer.uid)
+                queue.failed = True
+                queue.wake()
             finally:
                 queue.peer.close()
 
     def read(self, fh: int, size: int) -> bytes:
         """Return whole frames; EAGAIN where there is none, also to a blocking reader: no signal could interrupt it."""
-        queue = self._open[fh]
+        queue = self._working(fh)
         was_busy = queue.peer.is_busy
         try:
             data = queue.peer.output(size)
@@ -201,7 +220,7 @@ class QueueFiles:
 
     def write(self, fh: int, data: bytes) -> int:
         """Take requests; EAGAIN while too many are unanswered, EINVAL for what is no request."""
-        queue = self._open[fh]
+        queue = self._working(fh)
         if queue.peer.is_busy:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         try:
@@ -210,10 +229,18 @@ class QueueFiles:
             raise OSError(errno.EINVAL, str(error)) from error
         return len(data)
 
+    def _working(self, fh: int) -> _OpenQueue:
+        queue = self._open[fh]
+        if queue.failed:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return queue
+
     def poll(self, fh: int, handle: pyfuse3.PollHandle | None) -> int:
         """Tell what the file is ready for, and remember whom to wake."""
         queue = self._open[fh]
         queue.remember(handle)
+        if queue.failed:
+            return _READY_TO_FAIL
         ready = 0 if queue.peer.is_busy else _READY_TO_WRITE
         return ready | (_READY_TO_READ if queue.peer.has_output else 0)
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 
 import pyfuse3
 
-from fusenotify.backing import Found, proc_path
+from fusenotify._linux import proc_path
+from fusenotify.backing import Found
+from fusenotify.callers import process_of
 from fusenotify.echoes import Expectation, LocalOperation, Name
 from fusenotify.hearing import Hearing
 from fusenotify.inodes import Node
@@ -26,14 +28,26 @@ class Recorder:
     def operation(
         self, expectations: list[Expectation], pid: int | None, uid: int | None
     ) -> Iterator[list[Expectation]]:
-        """Bracket the system calls of the block; what it raises is not noted."""
+        """Bracket the system calls of the block.
+
+        When it raises, an operation on a name has not been made. A change of an object may have been made by halves:
+        what has an echo is its echo, and what has none is not told.
+        """
         self._noted = []
         if not self._is_anyone_listening():
             yield expectations
             return
         start = self._watcher.drain()
-        yield expectations
-        self._hearing.note(LocalOperation(start, self._watcher.drain(), pid, uid, expectations))
+        try:
+            yield expectations
+        except BaseException:
+            expectations[:] = [one for one in expectations if one.inode is not None]
+            for expectation in expectations:
+                expectation.optional = True
+            raise
+        finally:
+            if expectations:
+                self._hearing.note(LocalOperation(start, self._watcher.drain(), pid, uid, expectations))
         self._noted = expectations
 
     def name(self, directory: Node, name: bytes) -> Name:
@@ -67,19 +81,3 @@ class Recorder:
                 self._watcher.adoptions[directory.key] = self._watcher.adopt(fd)
             finally:
                 os.close(fd)
-
-
-def process_of(thread_id: int) -> int | None:
-    """Return the process that a thread belongs to; None outside our pid namespace, or when it is gone."""
-    if thread_id <= 0:
-        return None
-    try:
-        os.close(os.pidfd_open(thread_id))  # works for the main thread only, and is ten times faster than /proc
-        return thread_id
-    except OSError:
-        pass
-    try:
-        with open(f"/proc/{thread_id}/status", "rb") as file:
-            return next((int(line[5:]) for line in file if line.startswith(b"Tgid:")), None)
-    except OSError:
-        return None

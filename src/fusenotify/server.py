@@ -7,9 +7,9 @@ import stat
 import struct
 from typing import Final
 
-import pyfuse3
 import trio
 
+from fusenotify.callers import groups_of
 from fusenotify.errors import EnvironmentProblem, ProtocolError, UsageError
 from fusenotify.peer import Credentials, Peer, Services
 from fusenotify.tree import Tree
@@ -74,6 +74,17 @@ class Server:
             await trio.serve_listeners(self._serve_client, [listener], handler_nursery=nursery)
 
     async def _serve_client(self, stream: trio.SocketStream) -> None:
+        try:
+            await self._converse(stream)
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client has gone
+        except* Exception:
+            # A bug, and this client's alone: the daemon serves others.
+            log.exception("a client's connection failed; it was hung up on")
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _converse(self, stream: trio.SocketStream) -> None:
         peer = Peer(self._services, _credentials(stream), self._tree.root)
         try:
             async with trio.open_nursery() as nursery:
@@ -83,15 +94,11 @@ class Server:
                     await _receive(stream, peer)
                 except ProtocolError as error:
                     log.warning("a client of user %d was hung up on: %s", peer.uid, error)
-                    peer.close()  # what is left to send is why
                     with trio.move_on_after(_LAST_WORDS):
-                        await peer.wait_sent()
+                        await peer.wait_sent()  # the last of it is why
                 nursery.cancel_scope.cancel()
-        except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the client has gone
         finally:
             peer.close()
-            await trio.aclose_forcefully(stream)
 
 
 async def _receive(stream: trio.SocketStream, peer: Peer) -> None:
@@ -118,8 +125,4 @@ async def _send(stream: trio.SocketStream, peer: Peer) -> None:
 def _credentials(stream: trio.SocketStream) -> Credentials:
     data = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
     pid, uid, gid = _PEERCRED.unpack(data)
-    try:
-        groups = tuple(sorted(pyfuse3.get_sup_groups(pid)))
-    except OSError:
-        groups = ()
-    return Credentials(uid, gid, groups)
+    return Credentials(uid, gid, groups_of(pid))

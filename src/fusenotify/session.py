@@ -11,6 +11,8 @@ pyfuse3 reaches its event loop through one module attribute, `pyfuse3.trio`, so 
 
 import logging
 import select
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Final, TypeVar
@@ -25,6 +27,10 @@ T = TypeVar("T")
 _STREAK: Final = 64  # requests served before other tasks get a turn
 _IDLE_LOOPS: Final = 8  # kept for the next handlers that park; each owns a request buffer of 1 MiB
 _MOST_THREADS: Final = 256  # parked handlers that wait in the kernel at the same time; more of them wait in line
+# Makes requests on the mount. RELEASE may be behind: no more than 12 are in line at a time (`max_background`), and each
+# request lets so many more pass. It is a process of its own: a thread of ours that waits for our own answer would keep
+# the mount, and us, from ending when we are killed.
+_MARKER: Final = "import os, sys\nfor _ in range(8): os.statvfs(sys.argv[1])"
 
 
 class FuseLoop:
@@ -39,6 +45,9 @@ class FuseLoop:
         self._standby = trio.lowlevel.ParkingLot()
         self._start_another: Callable[[], None] = lambda: None
         self._limiter = trio.CapacityLimiter(_MOST_THREADS)
+        self._marking = trio.Lock()
+        self._markers_begun = 0
+        self._marker_answered = 0
 
     async def run(self) -> None:
         """Serve requests until the filesystem is unmounted or `pyfuse3.terminate` is called."""
@@ -54,11 +63,26 @@ class FuseLoop:
         self.hand_over()
         return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
 
-    async def quiet(self) -> None:
-        """Return when every request that the kernel has queued by now has been read and answered or parked."""
+    async def quiet(self, mountpoint: str) -> None:
+        """Return when every request that the kernel has queued by now has been read and answered or parked.
+
+        That is so when nothing is queued. Under traffic without a pause it is so when a request that was made after the
+        call has been answered, as they are handed out in order.
+        """
         await trio.lowlevel.checkpoint()
-        while self._poll.poll(0):
-            await trio.lowlevel.checkpoint()
+        begun = self._markers_begun
+        if not self._poll.poll(0):
+            return
+        async with self._marking:
+            if self._marker_answered <= begun:  # else one that began after this call has served us too
+                await self._mark(mountpoint)
+
+    async def _mark(self, mountpoint: str) -> None:
+        self._markers_begun += 1
+        command = [sys.executable, "-S", "-c", _MARKER, mountpoint]
+        null = subprocess.DEVNULL
+        await trio.run_process(command, check=False, stdin=null, stdout=null, stderr=null)  # fails if the mount ends
+        self._marker_answered = self._markers_begun
 
     def hand_over(self) -> None:
         """Have another task read on, before the handler that calls this waits for anything."""

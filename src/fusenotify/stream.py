@@ -7,9 +7,10 @@ name since is in the stream, further down. So whoever opens a path asks here whe
 from collections import Counter, deque
 from typing import Final, Protocol
 
-from fusenotify.joiner import IN_DELETE, IN_ISDIR, IN_MOVED_FROM, RawEvent, parse
+from fusenotify.joiner import IN_DELETE, IN_ISDIR, IN_MOVED_FROM, IN_MOVED_TO, RawEvent, parse
 
-_LEAVING: Final = IN_DELETE | IN_MOVED_FROM
+# What is moved to a name may take it from another directory, an empty one, of which nothing else is told.
+_LEAVING: Final = IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO
 
 
 class Source(Protocol):
@@ -36,6 +37,11 @@ class Stream:
         if not self._parsed:
             self._parse_one()
         return self._parsed.popleft() if self._parsed else None
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there are events that have not been returned."""
+        return bool(self._parsed) or self._parse_one()
 
     def will_leave(self, wd: int, name: bytes) -> bool:
         """Whether a directory is to leave a name (be deleted or renamed) in what was read and has not been told."""

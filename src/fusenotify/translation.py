@@ -4,7 +4,6 @@ Everything the stream tells goes through here in order, and the tree of watched 
 """
 
 import logging
-import stat
 from collections.abc import Generator, Iterator, Sequence
 from typing import Final
 
@@ -62,6 +61,7 @@ class Translator:
         self._crawler = crawler
         self._echoes = echoes
         self._time_ns = 0
+        self._came_in: Move | None = None  # the last item, if it was a rename and not half an exchange
         self._batch: list[EventRecord] = []
 
     # --- entry points ----------------------------------------------------------------------------------------------
@@ -91,16 +91,26 @@ class Translator:
         for index, item in enumerate(items):
             if self.root_gone:
                 break  # nothing comes after unmount
-            self._note_leaving(item)
             if told_with_predecessor:
                 told_with_predecessor = False
                 continue
+            self._note_leaving(item)
+            came_in, self._came_in = self._came_in, None
             if self._echoes:
                 yield from self._tell_unheard(item[0])
             if isinstance(item, Move):
                 follower = items[index + 1] if index + 1 < len(items) else None
-                mirrored = isinstance(follower, Move) and follower.is_mirror_of(item)
-                told_with_predecessor = yield from self._on_move(item, mirrored)
+                if isinstance(follower, Move) and self._is_swap(item, follower):
+                    self._note_leaving(follower)
+                    yield from self._on_move(follower, None)
+                    yield from self._on_move(item, None)
+                    told_with_predecessor = True
+                    continue
+                mirror = follower if isinstance(follower, Move) and follower.is_mirror_of(item) else None
+                told_with_predecessor = yield from self._on_move(item, mirror)
+                if came_in is not None and self._is_swap(came_in, item):
+                    yield from self._on_move(came_in, None)
+                self._came_in = item
             elif (directory := self.tree.by_wd.get(item[1])) is not None:
                 yield from self._on_event(directory, item)
             elif item[2] & joiner.IN_Q_OVERFLOW:
@@ -120,12 +130,13 @@ class Translator:
     def may_be_half_an_exchange(self, move: Move) -> bool:
         """Whether the mirror image of this move may follow: its old name is there again, or still."""
         old = self._directory(move.old_wd)
-        return old is not None and self._backing.stat_beneath(old.prefix + move.old_name) is not None
+        return old is not None and self._may_be_there(old, move.old_name)
 
     def _note_leaving(self, item: Item) -> None:
         if isinstance(item, Move):
-            if item.is_dir and item.old_wd is not None:
-                self._stream.left(item.old_wd, item.old_name)
+            for wd, name in (item.old_wd, item.old_name), (item.new_wd, item.new_name):
+                if item.is_dir and wd is not None:
+                    self._stream.left(wd, name)
         elif item[2] & _DELETED_DIRECTORY == _DELETED_DIRECTORY:
             self._stream.left(item[1], item[4])
 
@@ -184,6 +195,7 @@ class Translator:
         if (gone := directory.children.get(name)) is not None:
             yield from self._flush()
             self._crawler.leave(self.tree.detach(gone))
+            yield from self._arrive_missed()
 
     def _window(self, directory: Directory, position: int) -> set[bytes] | None:
         """Return the names listeners know in a directory whose listing may have told what the stream tells again."""
@@ -193,7 +205,7 @@ class Translator:
 
     # --- renames ---------------------------------------------------------------------------------------------------
 
-    def _on_move(self, move: Move, mirrored: bool) -> Generator[list[EventRecord], None, bool]:
+    def _on_move(self, move: Move, mirror: Move | None) -> Generator[list[EventRecord], None, bool]:
         """Tell of a rename; return whether the item behind it has been told with it."""
         old, new = self._directory(move.old_wd), self._directory(move.new_wd)
         for wd, directory in ((move.old_wd, old), (move.new_wd, new)):
@@ -203,10 +215,13 @@ class Translator:
         if old is not None and new is not None:
             if expectation is not None and expectation.exchange:
                 if expectation.heard == 1:
-                    yield from self._exchange(old, new, move, operation)
+                    yield from self._on_exchange(old, new, move, mirror, operation)
+                else:
+                    yield from self._arrive_missed()
                 return False
-            if mirrored and expectation is None and self._looks_exchanged(old, new, move):
-                yield from self._exchange(old, new, move, None)
+            if mirror is not None and expectation is None and self._looks_exchanged(new, move, mirror):
+                self._note_leaving(mirror)
+                yield from self._on_exchange(old, new, move, mirror, None)
                 return True
         if old is not None and (known := self._window(old, move.position)) is not None:
             if move.old_name not in known:
@@ -214,6 +229,8 @@ class Translator:
             known.discard(move.old_name)
         if new is not None and (known := self._window(new, move.position)) is not None:
             if old is None and move.new_name in known:
+                if move.is_dir and move.new_name not in new.children:
+                    yield from self._arrive(new, move.new_name, operation)
                 return False
             known.add(move.new_name)
         yield from self._rename(old, new, move, operation)
@@ -241,16 +258,45 @@ class Translator:
             return
         if new is not None and moved is not None and moved.wd is not None:
             self._crawler.leave(self.tree.move(moved, new, new_name))
-            yield from self._tell_arrivals(self._crawler.arrive_missed(moved), operation)
-            return
-        if moved is not None:
-            self._crawler.leave(self.tree.detach(moved))
-        if new is None:
-            return
+        else:
+            if moved is not None:
+                self._crawler.leave(self.tree.detach(moved))
+            if new is not None and move.is_dir:
+                yield from self._arrive(new, new_name, operation)
+            elif new is not None and new_name in new.children:
+                self._crawler.leave(self.tree.detach(new.children[new_name]))
         if move.is_dir:
-            yield from self._arrive(new, new_name, operation)
-        elif new_name in new.children:
-            self._crawler.leave(self.tree.detach(new.children[new_name]))
+            yield from self._arrive_missed()
+
+    # --- exchanges -------------------------------------------------------------------------------------------------
+
+    def _on_exchange(
+        self, old: Directory, new: Directory, move: Move, mirror: Move | None, operation: LocalOperation | None
+    ) -> Iterator[list[EventRecord]]:
+        """Tell of an exchange, as far as listeners know the names."""
+        known_as_old = self._knows(old, move.old_name, move.position)
+        known_as_new = self._knows(new, move.new_name, move.position)
+        other_is_dir = mirror.is_dir if mirror is not None else move.new_name in new.children
+        if known_as_old and known_as_new:
+            yield from self._exchange(old, new, move, operation)
+            if old.announced is not None or new.announced is not None:
+                # The listing may have told of what came to the names later, and so of the wrong types.
+                yield from self._introduce(new, move.new_name, move.is_dir)
+                yield from self._introduce(old, move.old_name, other_is_dir)
+            elif operation is None and not move.is_dir and not other_is_dir:
+                yield from self._refresh_unless_sure(old, new, move)
+        elif known_as_new:
+            # The old name had gone on when its directory was listed: to listeners something came to the new one.
+            yield from self._rename(None, new, move, operation)
+        elif known_as_old:
+            back = Move(move.position, move.end, other_is_dir, None, b"", move.old_wd, move.old_name)
+            yield from self._rename(None, old, back, operation)
+        yield from self._arrive_missed()
+
+    def _knows(self, directory: Directory, name: bytes, position: int) -> bool:
+        """Whether listeners have heard of a name that the stream tells of."""
+        known = self._window(directory, position)
+        return known is None or name in known
 
     def _exchange(
         self, old: Directory, new: Directory, move: Move, operation: LocalOperation | None
@@ -267,29 +313,56 @@ class Translator:
             return
         missed = [end for end, other in zip(ends, reversed(ends), strict=True) if self._crawler.has_left(*other)]
         self.tree.exchange(old, move.old_name, new, move.new_name)
-        for directory, name in ends:
-            if (name_of := directory.children.get(name)) is not None:
-                yield from self._tell_arrivals(self._crawler.arrive_missed(name_of), operation)
         for directory, name in missed:
             yield from self._arrive(directory, name, operation)
-        if operation is None and not self._surely_exchanged(old_path, new_path):
+        yield from self._arrive_missed()
+
+    def _refresh_unless_sure(self, old: Directory, new: Directory, move: Move) -> Iterator[list[EventRecord]]:
+        """Have listeners look again at two files that were exchanged, unless it is certain that they were."""
+        ends = ((old, move.old_name), (new, move.new_name))
+        if not self._surely_exchanged(*(directory.prefix + name for directory, name in ends)):
             for directory, name in ends:
-                yield from self._refresh(directory, name)
+                if self._may_be_there(directory, name):
+                    yield from self._introduce(directory, name, is_dir=False)
 
-    def _refresh(self, directory: Directory, name: bytes) -> Iterator[list[EventRecord]]:
-        """Have listeners look again at a path that is in doubt."""
-        path = directory.prefix + name
-        found = self._backing.stat_beneath(path)
-        if found is not None:
-            is_dir = stat.S_ISDIR(found.st_mode)
-            self._tell(events.CREATE, path, None, RECOVERED | (IS_DIR if is_dir else 0))
-            if is_dir:
-                yield from self._arrive(directory, name, None)
+    def _is_swap(self, came_in: Move, left: Move) -> bool:
+        """Whether something came into the tree by a name, and what then left by it had that name before.
 
-    def _looks_exchanged(self, old: Directory, new: Directory, move: Move) -> bool:
-        """Tell a RENAME_EXCHANGE from a rename there and back: after the latter, the new name is free."""
-        paths = old.prefix + move.old_name, new.prefix + move.new_name
-        return all(self._backing.stat_beneath(path) is not None for path in paths)
+        They changed places, by an exchange with something outside; the stream tells of that in this order.
+        """
+        directory = self._directory(came_in.new_wd)
+        return (
+            directory is not None
+            and (came_in.new_wd, came_in.new_name) == (left.old_wd, left.old_name)
+            and self._directory(came_in.old_wd) is None
+            and self._directory(left.new_wd) is None
+            and self._came_back(directory, came_in.new_name, came_in.is_dir, left.is_dir)
+        )
+
+    def _came_back(self, directory: Directory, name: bytes, came_is_dir: bool, left_is_dir: bool) -> bool:
+        """Whether what left a name, right after something came in by it, is what had the name before."""
+        if came_is_dir or left_is_dir:
+            # A directory that is renamed over is not there to leave.
+            return came_is_dir != left_is_dir or name in directory.children or self._crawler.is_missed(directory, name)
+        return self._may_be_there(directory, name)
+
+    def _may_be_there(self, directory: Directory, name: bytes) -> bool:
+        """Whether there is something of a name, as far as a look at the present can tell."""
+        return self._backing.stat_beneath(directory.prefix + name) is not None or not self._crawler.is_in_place(
+            directory
+        )
+
+    def _introduce(self, directory: Directory, name: bytes, is_dir: bool) -> Iterator[list[EventRecord]]:
+        """Have listeners take a name for what it stands for at this place in the stream, which is not the present."""
+        self._tell(events.CREATE, directory.prefix + name, None, RECOVERED | (IS_DIR if is_dir else 0))
+        if directory.announced is not None:
+            directory.announced.add(name)
+        if is_dir and name not in directory.children:
+            yield from self._arrive(directory, name, None)
+
+    def _looks_exchanged(self, new: Directory, move: Move, mirror: Move) -> bool:
+        """Tell a RENAME_EXCHANGE from a rename there and back: the stream has the same mirror images for both."""
+        return self._came_back(new, move.new_name, move.is_dir, mirror.is_dir)
 
     def _surely_exchanged(self, one: bytes, other: bytes) -> bool:
         """Whether both were there before and changed in the same instant, which only an exchange does."""
@@ -314,6 +387,9 @@ class Translator:
                     yield from self._flush()
             if number % _TURN == 0:
                 yield []
+
+    def _arrive_missed(self) -> Iterator[list[EventRecord]]:
+        yield from self._tell_arrivals(self._crawler.arrive_missed(), None)
 
     def _on_overflow(self) -> Iterator[list[EventRecord]]:
         """Events are lost: say so, and look at every directory again so that later ones are told rightly."""
@@ -371,6 +447,8 @@ class Translator:
                 continue  # not yet in the tree: when it comes in, its listing tells
             elif expectation.kind == events.CREATE:
                 yield from self._on_create(directory, at.name, expectation.is_dir, operation)
+            elif at.name in directory.children and not expectation.is_dir:
+                continue  # a file that was written to has lost its name to a directory
             elif expectation.kind == events.DELETE:
                 yield from self._on_delete(directory, at.name, expectation.is_dir, operation)
             else:

@@ -70,6 +70,13 @@ class Directory:
             yield directory
             stack.extend(directory.children.values())
 
+    def is_below(self, other: "Directory") -> bool:
+        """Whether this is another directory or lies somewhere in it."""
+        directory: Directory | None = self
+        while directory is not None and directory is not other:
+            directory = directory.parent
+        return directory is other
+
     def forget_prefix(self) -> None:
         """Have the paths worked out anew, after a move."""
         for directory in self.below():

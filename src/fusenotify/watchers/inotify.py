@@ -17,7 +17,7 @@ from typing import Final
 
 from inotify_simple import INotify, flags
 
-from fusenotify.backing import proc_path
+from fusenotify._linux import proc_path
 from fusenotify.errors import EnvironmentProblem
 from fusenotify.identity import InodeKey
 
