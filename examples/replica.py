@@ -82,16 +82,15 @@ class Replica:
             self._take(path)
         elif event.exchange and path is not None and old_path is not None:
             one, other = self._take(old_path), self._take(path)
-            self._put(path, one)
+            self._put(path, _typed(one, event))
             self._put(old_path, other)
         elif event.kind is Kind.RENAME:
-            self._put(path, self._take(old_path) or Node(event.is_dir))
+            self._put(path, _typed(self._take(old_path), event))
         elif path is not None:  # created or changed, unless the whole tree has gone
             node = self._find(path)
-            if node is None or (node.is_dir != event.is_dir and path != "."):
-                self._put(path, Node(event.is_dir))
-            elif event.kind is Kind.CREATE:
-                self._look_below(path)
+            if node is None or event.kind is Kind.CREATE:
+                node = _typed(node, event)
+                self._put(path, node)
             else:
                 self._look(path, node)
 
@@ -137,6 +136,11 @@ class Replica:
             node.seen = Seen(mode, _content(full, mode)) if stat.S_ISDIR(mode) == node.is_dir else None
         except OSError:
             node.seen = None  # not there, or not any more: an event will tell
+
+
+def _typed(node: Node | None, event: Event) -> Node:
+    """Return a node, or a new one if an event shows it to be something else than we thought."""
+    return node if node is not None and node.is_dir == event.is_dir else Node(event.is_dir)
 
 
 def _names(path: str) -> list[str]:

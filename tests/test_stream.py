@@ -54,10 +54,18 @@ def test_a_directory_is_about_to_leave_until_that_has_been_told() -> None:
     assert not stream.will_leave(1, b"a")
 
 
-def test_files_and_what_comes_to_a_name_do_not_count() -> None:
+def test_files_and_what_is_made_do_not_count() -> None:
     kernel = Kernel()
     stream = Stream(kernel)
     kernel.raise_event(1, IN_MOVED_FROM, b"a")
-    kernel.raise_event(1, IN_MOVED_TO | IN_ISDIR, b"a")
     kernel.raise_event(1, IN_CREATE | IN_ISDIR, b"a")
+    assert not stream.will_leave(1, b"a")
+
+
+def test_a_directory_that_comes_to_a_name_may_overwrite_an_empty_one() -> None:
+    kernel = Kernel()
+    stream = Stream(kernel)
+    kernel.raise_event(1, IN_MOVED_TO | IN_ISDIR, b"a")
+    assert stream.will_leave(1, b"a")
+    stream.left(1, b"a")
     assert not stream.will_leave(1, b"a")

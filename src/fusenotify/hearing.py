@@ -54,6 +54,8 @@ class Hearing:
         self._held_until = 0.0
         self._work = trio.Event()
         self._processed = 0
+        self._passed_on = 0  # the position up to which the joiner has been fed
+        self._last_call: int | None = None  # the position up to which a partner is looked for after its time
         self._patience: tuple[float, int] | None = None  # until when, and for what up to which position, we wait
         self._told = 0  # since other tasks last had a turn
         self._waiters: list[tuple[int, trio.Event]] = []
@@ -138,6 +140,7 @@ class Hearing:
             while (chunk := self._stream.next()) is not None:
                 end, events = chunk
                 await self._pass_on(self._joiner.feed(events))
+                self._passed_on = end
                 await self._pay_debts()
                 self._finish(end)
             if self._joiner.waiting or self._held:
@@ -154,19 +157,21 @@ class Hearing:
         """Wait for more, but for no partner longer than it may take, however much else comes."""
         if self._patience is None:
             self._patience = trio.current_time() + _PARTNER_TIMEOUT, self._watcher.drain()
+            self._last_call = None
         deadline, awaited_up_to = self._patience
         self._work = trio.Event()
-        self._watcher.drain()
-        with trio.move_on_at(deadline):
-            await self._work.wait()
+        position = self._watcher.drain()
+        if trio.current_time() < deadline:
+            with trio.move_on_at(deadline):
+                await self._work.wait()
+            return
+        if self._last_call is None:
+            self._last_call = position  # time has passed in work: what was queued meanwhile may hold the partner
+        if self._passed_on < self._last_call:
             return
         self._patience = None
-        ready = self._joiner.flush(awaited_up_to)
-        if self._held and trio.current_time() < self._held_until and self._may_be_half(self._held):
-            await self._pass_on(ready)
-            return
         held, self._held = self._held, []
-        await self._translate(held + ready)
+        await self._translate(held + self._joiner.flush(awaited_up_to))
 
     async def _pass_on(self, items: list[Item]) -> None:
         held, self._held = self._held, []
@@ -175,6 +180,8 @@ class Hearing:
             if len(items) > len(held):
                 self._held_until = trio.current_time() + _HALF_TIMEOUT
             self._held = [items.pop()]
+            if not self._joiner.waiting:
+                self._patience = None  # what was waited for before has come
         await self._translate(items)
 
     def _may_be_half(self, items: list[Item]) -> bool:
