@@ -2,13 +2,14 @@
 
 import faulthandler
 import functools
+import gc
 import logging
 import os
 import resource
 import secrets
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 
 import pyfuse3
 import trio
@@ -39,6 +40,7 @@ from fusenotify.watchers.inotify import InotifyWatcher
 
 log = logging.getLogger(__name__)
 
+_NICE = -10
 _GRACE = 1.0  # seconds that listeners get to read their last events
 
 
@@ -80,6 +82,7 @@ class Daemon:
             EnvironmentProblem: the tree cannot be watched or mounted.
         """
         await self._hearing.crawl()
+        _spare_the_collector()
         async with AsyncExitStack() as stack:
             listeners = [server.listen(url) for url in listen]
             for listener, url in zip(listeners, listen, strict=True):
@@ -164,6 +167,16 @@ class Daemon:
         )
 
 
+def _spare_the_collector() -> None:
+    """Keep garbage collection from stopping the world while the kernel's queue fills.
+
+    What has been made so far stays for good, and events come by the hundred thousand without a cycle among them.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
 def _remove_socket(url: str) -> None:
     path = url.partition(":")[2]
     if os.path.lexists(path):
@@ -180,9 +193,16 @@ def run(target: mounting.Target, options: MountOptions, listen: Sequence[str], o
     """
     faulthandler.register(signal.SIGUSR1)
     _raise_descriptor_limit()
+    _take_precedence()
     with ExitStack() as stack:
         daemon = Daemon(target, options, stack)
         trio.run(daemon.run, listen, on_ready)
+
+
+def _take_precedence() -> None:
+    """Run before ordinary programs where that is allowed: writers fill the kernel's queue of 16384 events in 0.2 s."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
 
 
 def _raise_descriptor_limit() -> None:

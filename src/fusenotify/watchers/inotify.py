@@ -37,6 +37,7 @@ _MASK: Final = (
     | flags.ONLYDIR
     | flags.EXCL_UNLINK
 )
+_CHUNK: Final = 64 * 1024  # bytes worked on before the kernel's queue is drained again
 # Beyond this many bytes not told yet (parsed they take ten times as much memory) the kernel's queue is left to fill: an
 # overflow event is better than no memory.
 _BUFFER_LIMIT: Final = 64 * 1024 * 1024
@@ -130,8 +131,8 @@ class InotifyWatcher:
         fd = self._inotify.fileno()
         ioctl(fd, FIONREAD, self._available)
         waiting = int.from_bytes(self._available, "little")
-        if waiting and self._untold < _BUFFER_LIMIT:
-            data = os.read(fd, waiting)
+        while waiting > 0 and self._untold < _BUFFER_LIMIT:
+            data = os.read(fd, min(waiting, _CHUNK))
             self._buffer.append(data)
             self._untold += len(data)
             self._read += len(data)
