@@ -1,6 +1,6 @@
 """Change notification for a FUSE mount that works: every change behind the mount is heard in front of it."""
 
-from fusenotify.client import Group, Mark, open_group, watch
+from fusenotify.client import Group, Mark, locate, lookup, open_group, watch
 from fusenotify.errors import (
     BadCursor,
     DaemonGone,
@@ -35,6 +35,8 @@ __all__ = [
     "Scope",
     "StaleHandle",
     "UsageError",
+    "locate",
+    "lookup",
     "open_group",
     "watch",
 ]

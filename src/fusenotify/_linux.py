@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
+AT_HANDLE_FID: Final = 0x200
 RENAME_EXCHANGE: Final = 2
 UTIME_OMIT: Final = (1 << 30) - 2
 MAX_HANDLE_SZ: Final = 128

@@ -7,83 +7,30 @@ handle, or by a path that the kernel keeps beneath the root (openat2 with RESOLV
 import contextlib
 import errno
 import os
+import resource
 import stat
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Final, Protocol
+from typing import Final
 
 from fusenotify import _linux
 from fusenotify._linux import proc_path
 from fusenotify.identity import FileHandle, Identity, InodeKey, InodeNumber
+from fusenotify.references import (
+    DescriptorReference,
+    Filesystem,
+    HandleReference,
+    KeptDescriptors,
+    Reference,
+    RootFilesystem,
+    Submount,
+    WalkedReference,
+)
 
 _BENEATH: Final = _linux.RESOLVE_BENEATH | _linux.RESOLVE_NO_SYMLINKS | _linux.RESOLVE_NO_MAGICLINKS
 # What name_to_handle_at(2) answers where a filesystem has no handles, and open_by_handle_at(2) without the capability.
-_NO_HANDLES: Final = frozenset({errno.EOPNOTSUPP, errno.EOVERFLOW, errno.ENOSYS, errno.EPERM})
-
-
-class Reference(Protocol):
-    """How an object of the backing tree is reached again.
-
-    Attributes:
-        outlives_names: whether it still reaches the object when that has no name any more and nobody has it open.
-    """
-
-    outlives_names: ClassVar[bool]
-
-    def acquire(self, flags: int) -> int:
-        """Return a descriptor of the object, to be given to `release` (OSError: ESTALE when the object is gone)."""
-
-    def release(self, fd: int) -> None:
-        """Give back what `acquire` returned."""
-
-    def close(self) -> None:
-        """Let go of whatever the reference holds."""
-
-
-class HandleReference:
-    """Reaches an object by its file handle; costs no descriptor while idle."""
-
-    __slots__ = ("_handle", "_mount_fd")
-    outlives_names: ClassVar[bool] = False
-
-    def __init__(self, mount_fd: int, handle: FileHandle) -> None:
-        self._mount_fd = mount_fd
-        self._handle = handle
-
-    def acquire(self, flags: int) -> int:
-        """Open the object (flags as for open(2))."""
-        return _linux.open_by_handle_at(self._mount_fd, self._handle.handle_type, self._handle.handle_bytes, flags)
-
-    def release(self, fd: int) -> None:
-        """Close the descriptor."""
-        os.close(fd)
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-class DescriptorReference:
-    """Keeps an O_PATH descriptor, where handles cannot be had or opened."""
-
-    __slots__ = ("_fd",)
-    outlives_names: ClassVar[bool] = True
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def acquire(self, flags: int) -> int:
-        """Return the descriptor itself for O_PATH, else open the object anew through it."""
-        if flags & os.O_PATH:
-            return self._fd
-        return os.open(proc_path(self._fd), flags & ~os.O_NOFOLLOW | os.O_CLOEXEC)
-
-    def release(self, fd: int) -> None:
-        """Close what was opened anew."""
-        if fd != self._fd:
-            os.close(fd)
-
-    def close(self) -> None:
-        """Close the descriptor."""
-        os.close(self._fd)
+# EINVAL: a kernel that does not know the flag.
+_NO_HANDLES: Final = frozenset({errno.EOPNOTSUPP, errno.EOVERFLOW, errno.ENOSYS, errno.EPERM, errno.EINVAL})
+_MOST_KEPT: Final = 1024
 
 
 class Found:
@@ -106,18 +53,14 @@ class Found:
 
     @property
     def fd(self) -> int:
-        """The O_PATH descriptor, valid until `keep`, `hold` or `close`."""
+        """The O_PATH descriptor, valid until `hold` or `close`."""
         return self._fd
 
-    def keep(self) -> Reference:
-        """Return a reference to the object; nothing else may be done with this afterwards but `close`."""
-        if self._backing.opens_handles and isinstance(self.identity, FileHandle):
-            mount_fd = self._backing.mount_fd(self)
-            if mount_fd is not None:
-                return HandleReference(mount_fd, self.identity)
-        return self.hold()
+    def keep(self, above: Reference, name: bytes) -> Reference:
+        """Return a reference to the object, which was found as `name` in the directory `above`."""
+        return self._backing.reference(self, above, name)
 
-    def hold(self) -> "DescriptorReference":
+    def hold(self) -> DescriptorReference:
         """Return a reference that keeps the object alive; nothing else may be done with this afterwards but `close`."""
         fd, self._fd = self._fd, -1
         return DescriptorReference(fd)
@@ -135,42 +78,130 @@ class Backing:
     Attributes:
         root_fd: O_RDONLY descriptor of the root.
         root_key: its device and inode number.
-        opens_handles: whether file handles can be had and opened here.
+        root: how it is reached.
     """
 
     def __init__(self, source: str) -> None:
         self.root_fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.root_key = self._key(self.root_fd)
-        self._mount_fds: dict[int, int] = {self.root_key.device: self.root_fd}
-        self._fsids: dict[int, int] = {self.root_key.device: os.fstatvfs(self.root_fd).f_fsid}
-        self.opens_handles = self._try_handles()
+        self._root_fsid = os.fstatvfs(self.root_fd).f_fsid
+        self._handle_flags: dict[int, int] = {}  # by filesystem: how identities are had; 0 where they are not
+        self._kept = KeptDescriptors(_kept_at_most())
+        # The filesystems of which handles can be opened.
+        self._filesystems: dict[int, Filesystem] = {}
+        self._submounts: dict[int, Submount] = {}
+        if self._opens(self.root_fd, self.root_fd):
+            self._filesystems[self._root_fsid] = RootFilesystem(self.root_fd)
+        self.root: Reference = DescriptorReference(os.dup(self.root_fd))
 
     def close(self) -> None:
         """Close every descriptor held here."""
-        for fd in self._mount_fds.values():
-            os.close(fd)
+        self._kept.clear()
+        self.root.close()
+        os.close(self.root_fd)
 
-    def _try_handles(self) -> bool:
+    def let_go(self) -> None:
+        """Close what is kept of other filesystems than the root's, so that they can be unmounted."""
+        self._kept.drop_where(lambda fd: os.fstat(fd).st_dev != self.root_key.device)
+
+    # --- identities and references ------------------------------------------------------------------------------------
+
+    def identify(self, fd: int) -> Identity:
+        """Return what the object of a descriptor is."""
+        return self._identity(fd, os.fstat(fd))
+
+    def _identity(self, fd: int, status: os.stat_result) -> Identity:
+        fsid = self.fsid(fd, status.st_dev)
+        for how in self._ways(fsid):
+            try:
+                handle = _linux.name_to_handle_at(fd, b"", how)
+            except OSError as error:
+                if error.errno not in _NO_HANDLES:
+                    raise
+            else:
+                self._handle_flags[fsid] = how
+                return FileHandle(fsid, *handle)
+        self._handle_flags[fsid] = 0
+        return InodeNumber(status.st_dev, status.st_ino, _linux.statx_times(fd).born)
+
+    def _ways(self, fsid: int) -> tuple[int, ...]:
+        """Return how handles may be had of a filesystem.
+
+        Where they cannot be opened, as on overlayfs, Linux 6.5 and later give them for comparison all the same.
+        """
+        known = self._handle_flags.get(fsid)
+        if known is None:
+            return _linux.AT_EMPTY_PATH, _linux.AT_EMPTY_PATH | _linux.AT_HANDLE_FID
+        return (known,) if known else ()
+
+    def fsid(self, fd: int, device: int) -> int:
+        """Return what tells the filesystem of a descriptor from any other one that is or was in the tree.
+
+        The root's is there for as long as we are. Below it a device number is used again after an unmount, and an id
+        may be missing, or that of a copy of the filesystem; both together are not.
+        """
+        if device == self.root_key.device:
+            return self._root_fsid
+        return os.fstatvfs(fd).f_fsid << 64 | device
+
+    def is_of_root(self, identity: Identity) -> bool:
+        """Whether an object is on the filesystem of the root."""
+        if isinstance(identity, FileHandle):
+            return identity.fsid == self._root_fsid
+        return identity.device == self.root_key.device
+
+    def _opens(self, mount_fd: int, fd: int) -> bool:
+        """Whether handles of the filesystem of `fd` can be had and opened."""
         try:
-            handle_type, handle_bytes = _linux.name_to_handle_at(self.root_fd, b"", _linux.AT_EMPTY_PATH)
-            os.close(_linux.open_by_handle_at(self.root_fd, handle_type, handle_bytes, os.O_PATH))
+            handle_type, handle_bytes = _linux.name_to_handle_at(fd, b"", _linux.AT_EMPTY_PATH)
+            os.close(_linux.open_by_handle_at(mount_fd, handle_type, handle_bytes, os.O_PATH))
         except OSError as error:
             if error.errno in _NO_HANDLES:
                 return False
             raise
         return True
 
-    def mount_fd(self, found: Found) -> int | None:
-        """Return a readable descriptor on the filesystem of an object, None if the object cannot lend one.
+    def reference(self, found: Found, above: Reference, name: bytes) -> Reference:
+        """Return how an object is reached again that was found as `name` in the directory `above`."""
+        if isinstance(found.identity, FileHandle):
+            filesystem = self._filesystems.get(found.identity.fsid)
+            if filesystem is not None:
+                return HandleReference(filesystem, found.identity)
+        reference = WalkedReference(self._kept, self.identify, found.identity, above, name)
+        reference.keep(found.fd)
+        return reference
 
-        The first object seen of a filesystem is where it is mounted: a directory, or a single file that is not to be
-        opened, as opening a FIFO or a device does something.
+    def entered(self, found: Found, above: Reference, name: bytes) -> None:
+        """Take note of a directory, `name` in the directory `above`, where another filesystem is mounted."""
+        fsid = self.fsid(found.fd, found.key.device)
+        submount = self._submounts.get(fsid)
+        if submount is None:
+            submount = self._submounts[fsid] = Submount(fsid, self._fsid_of, self._kept)
+        submount.entered(above, name)
+        if fsid not in self._filesystems and fsid != self._root_fsid:
+            with contextlib.suppress(PermissionError):  # then nothing in it can be opened either
+                fd = os.open(proc_path(found.fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    if self._opens(fd, found.fd):
+                        self._filesystems[fsid] = submount
+                finally:
+                    os.close(fd)
+
+    def _fsid_of(self, fd: int) -> int:
+        return self.fsid(fd, os.fstat(fd).st_dev)
+
+    def open_identity(self, identity: Identity) -> int | None:
+        """Open an object by what it is alone, O_PATH; None where that is not possible.
+
+        Raises:
+            OSError: ESTALE, when the object is gone.
         """
-        fd = self._mount_fds.get(found.key.device)
-        if fd is None and stat.S_ISDIR(found.stat.st_mode):
-            fd = os.open(proc_path(found.fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._mount_fds[found.key.device] = fd
-        return fd
+        filesystem = self._filesystems.get(identity.fsid) if isinstance(identity, FileHandle) else None
+        if filesystem is None or not isinstance(identity, FileHandle):
+            return None
+        return filesystem.open_handle(identity, os.O_PATH)
+
+    # --- looking up ---------------------------------------------------------------------------------------------------
 
     def find(self, directory_fd: int, name: bytes) -> Found:
         """Look up one name without following a symbolic link.
@@ -216,22 +247,7 @@ class Backing:
             os.close(fd)
             raise
 
-    def _identity(self, fd: int, status: os.stat_result) -> Identity:
-        if self.opens_handles:
-            try:
-                handle = _linux.name_to_handle_at(fd, b"", _linux.AT_EMPTY_PATH)
-                return FileHandle(self._fsid(fd, status.st_dev), *handle)
-            except OSError as error:
-                if error.errno not in _NO_HANDLES:
-                    raise
-        return InodeNumber(status.st_dev, status.st_ino)
-
-    def _fsid(self, fd: int, device: int) -> int:
-        fsid = self._fsids.get(device)
-        if fsid is None:
-            # Some filesystems have no id of their own, so that below the root the device has to tell them apart.
-            fsid = self._fsids[device] = os.fstatvfs(fd).f_fsid << 64 | device
-        return fsid
+    # --- by path ------------------------------------------------------------------------------------------------------
 
     def open_beneath(self, path: bytes, flags: int) -> int:
         """Open a path below the root, which no symbolic link and no `..` can lead out of.
@@ -253,6 +269,61 @@ class Backing:
         finally:
             if base != self.root_fd:
                 os.close(base)
+
+    def find_beneath(self, path: bytes) -> Found:
+        """Look up what is at a path below the root, without following any symbolic link.
+
+        Raises:
+            OSError: as from `open_beneath`.
+        """
+        return self._found(self.open_beneath(path, os.O_PATH | os.O_NOFOLLOW))
+
+    def way_to(self, path: bytes) -> tuple[Reference, InodeKey]:
+        """Return the directory that a path below the root leads to the last name of: how it is reached, and what it is.
+
+        Filesystems that are mounted on the way are taken note of, up to the object itself.
+
+        Raises:
+            OSError: as from open(2).
+        """
+        above, key = self.root, self.root_key
+        parts = path.split(b"/")
+        fd = os.dup(self.root_fd)
+        try:
+            for index, name in enumerate(parts):
+                with contextlib.closing(self.find(fd, name)) as found:
+                    if found.key.device != key.device and stat.S_ISDIR(found.stat.st_mode):
+                        self.entered(found, above, name)
+                    if index == len(parts) - 1:
+                        break
+                    os.close(fd)
+                    fd = os.dup(found.fd)
+                    above, key = WalkedReference(self._kept, self.identify, found.identity, above, name), found.key
+        finally:
+            os.close(fd)
+        return above, key
+
+    def paths_of(self, number: int) -> Iterator[bytes]:
+        """Yield the paths below the root of everything that has an inode number and is no directory. Slow."""
+        unread = [b"."]
+        while unread:
+            path = unread.pop()
+            prefix = b"" if path == b"." else path + b"/"
+            try:
+                fd = self.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+            except OSError:
+                continue  # gone, or not ours to read
+            try:
+                with os.scandir(fd) as listing:
+                    for entry in listing:
+                        if entry.is_dir(follow_symlinks=False):
+                            unread.append(prefix + os.fsencode(entry.name))
+                        elif entry.inode() == number:
+                            yield prefix + os.fsencode(entry.name)
+            except FileNotFoundError:
+                pass  # removed meanwhile
+            finally:
+                os.close(fd)
 
     def stat_beneath(self, path: bytes) -> os.stat_result | None:
         """Return the attributes of what is at a path below the root, None where nothing can be seen."""
@@ -302,20 +373,32 @@ def acting_as(uid: int, gid: int, groups: Sequence[int]) -> Iterator[None]:
         _linux.set_thread_credentials(0, os.getegid(), own_groups)
 
 
+def as_user(uid: int, gid: int, groups: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+    """Make the system calls of the block with the rights of a client's user. There must be no `await` inside.
+
+    A daemon without root's rights has the rights of its own user only, and they are what the kernel checks.
+    """
+    return contextlib.nullcontext() if uid == 0 or os.geteuid() != 0 else acting_as(uid, gid, groups)
+
+
 def check_readable(backing: Backing, path: bytes, uid: int, gid: int, groups: Sequence[int]) -> InodeKey:
     """Check that a user may read the directory at a path, every component resolved with the rights of that user.
 
-    Return which directory that is: it may be another one than the path has been taken for. A daemon without root's
-    rights has the rights of its own user only, and they are what the kernel checks.
+    Return which directory that is: it may be another one than the path has been taken for.
 
     Raises:
         OSError: EACCES, or the directory is gone.
     """
-    as_user = contextlib.nullcontext() if uid == 0 or os.geteuid() != 0 else acting_as(uid, gid, groups)
-    with as_user:
+    with as_user(uid, gid, groups):
         fd = backing.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
     try:
         status = os.fstat(fd)
         return InodeKey(status.st_dev, status.st_ino)
     finally:
         os.close(fd)
+
+
+def _kept_at_most() -> int:
+    """Return how many descriptors may be kept where handles do not do: the rest is for files that are open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_KEPT if soft == resource.RLIM_INFINITY else max(16, min(_MOST_KEPT, soft // 4))

@@ -1,8 +1,17 @@
-"""What /proc tells of whoever waits for an answer: nothing of somebody outside our pid namespace, or gone meanwhile."""
+"""Who waits for an answer, and what /proc tells of it: nothing if it is outside our pid namespace, or gone."""
 
 import os
+from typing import NamedTuple
 
 import pyfuse3
+
+
+class Credentials(NamedTuple):
+    """The rights of a client: user, group and supplementary groups."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
 
 
 def process_of(thread_id: int) -> int | None:

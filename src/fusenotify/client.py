@@ -10,18 +10,35 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TypeVar
 
 import anyio
 
 from fusenotify import protocol
 from fusenotify.errors import DaemonGone, ProtocolError, UsageError
 from fusenotify.events import OVERFLOW, Event, Kind, Origin, Scope, format_cursor
-from fusenotify.protocol import AddMark, AskStatus, Done, Events, FrameBuffer, Hello, Refusal, RemoveMark, Report, Sync
+from fusenotify.protocol import (
+    AddMark,
+    AskStatus,
+    Done,
+    Events,
+    FrameBuffer,
+    Handle,
+    Hello,
+    Locate,
+    Location,
+    Lookup,
+    Refusal,
+    RemoveMark,
+    Report,
+    Sync,
+)
 from fusenotify.queue import DEFAULT_LIMIT, Batch, Queue
 from fusenotify.status import Status
 from fusenotify.targets import Target, resolve
 from fusenotify.transports import Transport
 
+_Answer = TypeVar("_Answer", Report, Handle, Location)
 _BATCH = 1024
 _LAST_WORDS = 1.0  # seconds to tell a daemon that a mark is not wanted after all
 _REPLY_LIMIT = 64 << 20  # bytes; the daemon decides how long its frames are
@@ -75,7 +92,7 @@ class Connection:
         await self._send(Hello(protocol.VERSION, limit))
         await self._await_answer(0)
 
-    async def request(self, message: AddMark | RemoveMark | Sync | AskStatus) -> protocol.Reply:
+    async def request(self, message: AddMark | RemoveMark | Sync | AskStatus | Lookup | Locate) -> protocol.Reply:
         """Send a request and return the answer; the request gets its number here."""
         self._requests += 1
         number = message.request = self._requests
@@ -149,7 +166,7 @@ class Connection:
             case protocol.Welcome(_, epoch):
                 self.epoch = epoch
                 self._answers[0] = message
-            case Done(request) | Report(request) | Refusal(request):
+            case Done(request) | Report(request) | Handle(request) | Location(request) | Refusal(request):
                 if request in self._abandoned:
                     self._abandoned.remove(request)
                     return
@@ -363,12 +380,49 @@ async def watch(
 
 async def status(target: str | os.PathLike[str]) -> Status:
     """Ask the daemon behind a target how it is (errors as `Group.mark`)."""
+    answer = await _ask(await anyio.to_thread.run_sync(resolve, target), AskStatus(0), Report)
+    return answer.status
+
+
+async def lookup(path: str | os.PathLike[str]) -> str:
+    """Return the handle of a file or directory on a fusenotify mount; of a symbolic link, of what it leads to.
+
+    The handle is opaque text. It stays that of the object whatever the object is called, also when the daemon is
+    restarted with the same state directory, and `locate` tells where the object is.
+
+    Raises:
+        NotAMount: the path is not on a fusenotify mount.
+        NotPermitted: the caller cannot reach it.
+        UsageError: there is nothing.
+        DaemonGone: the daemon does not answer.
+    """
+    resolved = await anyio.to_thread.run_sync(resolve, path)
+    return (await _ask(resolved, Lookup(0, resolved.path), Handle)).handle
+
+
+async def locate(target: str | os.PathLike[str], handle: str) -> str:
+    """Return the path at which the object of a handle is now, relative to SOURCE (surrogateescape).
+
+    Args:
+        target: a path on the fusenotify mount that the handle is of, or `unix:PATH`.
+        handle: from `lookup`.
+
+    Raises:
+        StaleHandle: the object is gone or was moved out of the tree, or the handle is not one of this tree.
+        NotPermitted: the caller cannot reach the object.
+        NotAMount: the target is not on a fusenotify mount.
+        DaemonGone: the daemon does not answer.
+    """
     resolved = await anyio.to_thread.run_sync(resolve, target)
-    connection = Connection(await resolved.connect(), Queue(1))
+    return os.fsdecode((await _ask(resolved, Locate(0, handle), Location)).path)
+
+
+async def _ask(target: Target, question: AskStatus | Lookup | Locate, kind: type[_Answer]) -> _Answer:
+    connection = Connection(await target.connect(), Queue(1))
     try:
-        answer = await connection.request(AskStatus(0))
+        answer = await connection.request(question)
     finally:
         await connection.aclose()
-    if not isinstance(answer, Report):
-        raise ProtocolError(f"the daemon answered a question about its status with {answer!r}")
-    return answer.status
+    if not isinstance(answer, kind):
+        raise ProtocolError(f"the daemon answered {question!r} with {answer!r}")
+    return answer

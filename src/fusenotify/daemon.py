@@ -1,5 +1,6 @@
 """The daemon: the one place where everything is wired, started and stopped."""
 
+import contextlib
 import faulthandler
 import functools
 import gc
@@ -23,8 +24,10 @@ from fusenotify.errors import EnvironmentProblem, NotAMount
 from fusenotify.events import format_cursor
 from fusenotify.files import Files
 from fusenotify.groups import Groups
+from fusenotify.handles import Sealer
 from fusenotify.hearing import Hearing
-from fusenotify.inodes import InodeTable
+from fusenotify.inodes import FIRST_SYNTHETIC, InodeTable
+from fusenotify.locator import Locator
 from fusenotify.operations import Operations
 from fusenotify.passthrough import Passthrough
 from fusenotify.peer import Services
@@ -33,14 +36,17 @@ from fusenotify.recorder import Recorder
 from fusenotify.server import Server
 from fusenotify.session import FuseLoop
 from fusenotify.status import Replays, Status
+from fusenotify.store import Store
 from fusenotify.stream import Stream
 from fusenotify.translation import Translator
 from fusenotify.tree import Tree
 from fusenotify.watchers.inotify import InotifyWatcher
+from fusenotify.whereabouts import Whereabouts
 
 log = logging.getLogger(__name__)
 
 _NICE = -10
+_KEPT_ABROAD = 1.0  # seconds
 _GRACE = 1.0  # seconds that listeners get to read their last events
 
 
@@ -68,9 +74,18 @@ class Daemon:
         self._groups = Groups(self._tree, owner=os.geteuid(), watch_other=options.watch_other)
         self._hearing = Hearing(self._watcher, stream, self._translator, crawler, echoes, self._groups)
 
-        self._table = InodeTable(self._backing.root_key.device)
+        with contextlib.closing(self._backing.find_root()) as root:
+            store = Store(target.state_dir, root.identity)
+        stack.callback(store.close)
+        whereabouts = Whereabouts(self._backing, store)
+        store.is_gone = whereabouts.is_gone
+        earlier = filter(self._backing.is_of_root, store.from_number(FIRST_SYNTHETIC))
+        self._table = InodeTable(self._backing.root_key.device, earlier)
+        self._locator = Locator(
+            self._backing, self._table, self._tree, whereabouts, Sealer(store.tree_id, store.secret)
+        )
         recorder = Recorder(self._watcher, self._hearing, lambda: len(self._groups) > 0)
-        self._passthrough = Passthrough(self._backing, self._table, recorder)
+        self._passthrough = Passthrough(self._backing, self._table, recorder, store, whereabouts)
         stack.callback(self._passthrough.close)
         self._files = Files(self._passthrough)
         stack.callback(self._files.close)
@@ -98,6 +113,7 @@ class Daemon:
         services = Services(
             groups=self._groups,
             backing=self._backing,
+            locator=self._locator,
             epoch=self._epoch,
             position=lambda: self._translator.seq,
             caught_up=self._hearing.caught_up,
@@ -111,6 +127,7 @@ class Daemon:
                 pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
                 session.callback(pyfuse3.close, unmount=False)
                 nursery.start_soon(self._hearing.run)
+                nursery.start_soon(self._let_go)
                 for listener in listeners:
                     nursery.start_soon(Server(services, self._tree).serve, listener)
                 nursery.start_soon(self._stop_at_signal)
@@ -118,6 +135,15 @@ class Daemon:
                 await loop.run()
                 await self._say_goodbye()
                 nursery.cancel_scope.cancel()
+
+    async def _let_go(self) -> None:
+        """Close what is kept of filesystems below the root soon after their use, so that they can be unmounted."""
+        while True:
+            abroad = trio.Event()
+            self._passthrough.on_abroad = abroad.set
+            await abroad.wait()
+            await trio.sleep(_KEPT_ABROAD)
+            self._passthrough.let_go()
 
     async def _announce(self, on_ready: Callable[[], None]) -> None:
         """Call `on_ready` when the mount answers."""

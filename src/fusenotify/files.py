@@ -94,8 +94,7 @@ class Files:
 
     def wait_for_lease(self, nodeid: int, access_mode: int) -> None:
         """Return when whoever holds a lease on a file has let go of it. Slow: for a thread."""
-        reference = self._tree.table.get(nodeid).reference
-        reference.release(reference.acquire(access_mode))
+        os.close(self._tree.table.get(nodeid).reference.acquire(access_mode))
 
     def create(
         self, parent_nodeid: int, name: bytes, mode: int, flags: int, ctx: Context
@@ -144,6 +143,7 @@ class Files:
 
     def _opened(self, fd: int, node: Node, flags: int, ctx: Context) -> pyfuse3.FileInfo:
         writable = flags & os.O_ACCMODE != os.O_RDONLY
+        node.reference.lend(fd)
         self._files[fd] = OpenFile(fd, node, writable, process_of(ctx.pid) if writable else None, ctx.uid)
         # Without invalidation the page cache must not outlive the open.
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fd), keep_cache=False)
@@ -178,6 +178,7 @@ class Files:
     def release(self, fh: int) -> None:
         """Close a file."""
         file = self._files.pop(fh)
+        file.node.reference.take_back(fh)
         if not file.writable:
             os.close(fh)
             return
@@ -194,6 +195,7 @@ class Files:
         """Open a directory for listing."""
         node = self._tree.table.get(nodeid)
         fd = os.open(proc_path(self._tree.directory_fd(node)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        node.reference.lend(fd)
         self._directories[fd] = OpenDirectory(fd, node, [])
         return pyfuse3.FileHandleT(fd)
 
@@ -238,7 +240,7 @@ class Files:
 
     def releasedir(self, fh: int) -> None:
         """Close a directory."""
-        del self._directories[fh]
+        self._directories.pop(fh).node.reference.take_back(fh)
         os.close(fh)
 
 

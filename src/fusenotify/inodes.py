@@ -1,22 +1,25 @@
 """The inode table: what the kernel calls a node, and which object of the backing tree that is.
 
 One owner, two maps. A pair of nodeid and generation never denotes two objects, and a nodeid is not given to another
-object while the kernel still holds the old one: the kernel would fail every descriptor of the older one by itself.
+object while the kernel still holds the old one: the kernel would fail every descriptor of the older one by itself. An
+object keeps its nodeid for as long as it lives, over restarts too (see `store`).
 """
 
-import errno
-import os
-from collections.abc import Callable
+import hashlib
+import secrets
+from collections.abc import Callable, Iterable
 from typing import Final
 
-from fusenotify.backing import Reference
 from fusenotify.identity import Identity, InodeKey
+from fusenotify.references import Reference, stale
 
 ROOT_NODEID: Final = 1
-# Objects whose inode number cannot serve as nodeid get numbers from here on; filesystems do not count that far.
-_FIRST_SYNTHETIC: Final = 1 << 61
+# Objects whose inode number cannot serve as nodeid get a hash of their identity, from here on; filesystems do not count
+# that far.
+FIRST_SYNTHETIC: Final = 1 << 61
 # And from here on nodes are not of the backing tree at all (see `queuefile`).
 FIRST_VIRTUAL: Final = 1 << 62
+_MOST_DISPLACED: Final = 1 << 16
 
 
 class Node:
@@ -51,13 +54,17 @@ class Node:
 class InodeTable:
     """Every node that the kernel holds."""
 
-    def __init__(self, device: int) -> None:
-        """Make an empty table; inode numbers of `device`, the root's, serve as nodeids."""
+    def __init__(self, device: int, displaced: Iterable[Identity] = ()) -> None:
+        """Make an empty table; inode numbers of `device`, the root's, serve as nodeids.
+
+        `displaced` are the objects of that device that had to take another number before the daemon was restarted.
+        """
         self._device = device
         self._by_nodeid: dict[int, Node] = {}
         self._by_identity: dict[Identity, Node] = {}
-        self._synthetic = _FIRST_SYNTHETIC
-        self._serial = 0
+        # An ordered set of objects that keep a synthetic number though their inode number may be free by now.
+        self._displaced = dict.fromkeys(displaced)
+        self._serial = secrets.randbits(32)  # so that it does not begin again at a restart
 
     def __len__(self) -> int:
         return len(self._by_nodeid)
@@ -74,8 +81,12 @@ class InodeTable:
         """
         node = self._by_nodeid.get(nodeid)
         if node is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise stale()
         return node
+
+    def find(self, nodeid: int) -> Node | None:
+        """Return a node, None while the kernel holds none of that number."""
+        return self._by_nodeid.get(nodeid)
 
     def known(self, identity: Identity) -> Node | None:
         """Return the node of an object, None while the kernel holds none."""
@@ -88,7 +99,32 @@ class InodeTable:
         """
         node = self._by_identity.get(identity)
         if node is None:
-            node = self._add(self._choose_nodeid(key), identity, key, keep(), is_dir)
+            node = self._add(self._choose_nodeid(identity, key), identity, key, keep(), is_dir)
+        node.lookups += 1
+        return node
+
+    def restore(
+        self,
+        nodeid: int,
+        generation: int,
+        identity: Identity,
+        key: InodeKey,
+        keep: Callable[[], Reference],
+        is_dir: bool,
+    ) -> Node:
+        """Return the node that an object was earlier, counting one more lookup.
+
+        Raises:
+            OSError: ESTALE, when one of the two has come to belong to something else.
+        """
+        node = self._by_nodeid.get(nodeid)
+        if node is None:
+            if identity in self._by_identity:
+                raise stale()
+            node = self._add(nodeid, identity, key, keep(), is_dir)
+            node.generation = generation
+        elif node.identity != identity:
+            raise stale()
         node.lookups += 1
         return node
 
@@ -112,9 +148,21 @@ class InodeTable:
         self._by_identity[identity] = node
         return node
 
-    def _choose_nodeid(self, key: InodeKey) -> int:
+    def _choose_nodeid(self, identity: Identity, key: InodeKey) -> int:
         """Prefer the inode number, so that stat(2) shows the backing's own and it outlives a remount."""
-        if key.device == self._device and 0 < key.number < _FIRST_SYNTHETIC and key.number not in self._by_nodeid:
-            return key.number
-        self._synthetic += 1
-        return self._synthetic
+        if key.device == self._device and 0 < key.number < FIRST_SYNTHETIC and identity not in self._displaced:
+            if key.number not in self._by_nodeid:
+                return key.number
+            self._displaced[identity] = None
+            if len(self._displaced) > _MOST_DISPLACED:
+                del self._displaced[next(iter(self._displaced))]
+        nodeid = synthetic_nodeid(identity)
+        while nodeid in self._by_nodeid:  # of 2**61
+            nodeid = FIRST_SYNTHETIC | (nodeid + 1) & FIRST_SYNTHETIC - 1
+        return nodeid
+
+
+def synthetic_nodeid(identity: Identity) -> int:
+    """Return the nodeid of an object whose inode number cannot serve as one."""
+    digest = hashlib.blake2b(identity.packed(), digest_size=8).digest()
+    return FIRST_SYNTHETIC | int.from_bytes(digest, "little") & FIRST_SYNTHETIC - 1

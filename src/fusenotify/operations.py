@@ -17,7 +17,7 @@ from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, FU
 
 from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.files import Files
-from fusenotify.inodes import FIRST_VIRTUAL
+from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID
 from fusenotify.passthrough import Context, Passthrough
 from fusenotify.queuefile import QueueFiles
 from fusenotify.session import FuseLoop
@@ -69,6 +69,10 @@ class Operations(pyfuse3.Operations):
             return self._queues.lookup(parent_inode, name)
         if name == _RESERVED:
             return self._queues.lookup_in(self._tree.table.get(parent_inode))
+        if name == b".":  # a handle of the mount is opened
+            if parent_inode == ROOT_NODEID:
+                return self._tree.root_entry()
+            return (await self._loop.park(self._tree.recall, parent_inode))()
         return self._tree.lookup(parent_inode, name)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:

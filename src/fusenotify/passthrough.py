@@ -6,10 +6,11 @@ half done, and no lock is needed.
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import pyfuse3
@@ -20,27 +21,34 @@ from fusenotify.attributes import attributes_of, change, entry_of, has_names, ra
 from fusenotify.backing import Backing, Found, acting_as
 from fusenotify.callers import groups_of
 from fusenotify.echoes import Expectation
-from fusenotify.inodes import ROOT_NODEID, InodeTable, Node
+from fusenotify.inodes import FIRST_SYNTHETIC, ROOT_NODEID, InodeTable, Node
 from fusenotify.recorder import Recorder
+from fusenotify.references import stale
+from fusenotify.store import NodeRow, Store
+from fusenotify.whereabouts import Place, Whereabouts
 
 Context = pyfuse3.RequestContext
 
-_DIRECTORY_DESCRIPTORS: Final = 128  # O_PATH descriptors of directories kept between operations
+_DIRECTORY_DESCRIPTORS: Final = 32  # O_PATH descriptors of directories kept between operations
 _ACCESS_ACL: Final = b"system.posix_acl_access"
 
 
 class Passthrough:
     """Looks up, makes, changes and removes what the tree consists of."""
 
-    def __init__(self, backing: Backing, table: InodeTable, recorder: Recorder) -> None:
+    def __init__(
+        self, backing: Backing, table: InodeTable, recorder: Recorder, store: Store, whereabouts: Whereabouts
+    ) -> None:
         self.backing = backing
         self.table = table
         self.recorder = recorder
+        self._store = store
+        self._whereabouts = whereabouts
+        self.on_abroad: Callable[[], None] = lambda: None  # called when another filesystem than the root's is touched
         self._directory_fds: OrderedDict[int, int] = OrderedDict()
         self._own_uid, self._own_gid = os.geteuid(), os.getegid()
-        root = backing.find_root()
-        table.add_root(root.identity, root.key, root.keep()).directory = root.key  # it has no other, and no name
-        root.close()
+        with contextlib.closing(backing.find_root()) as root:
+            table.add_root(root.identity, root.key, backing.root).directory = root.key  # it has no other, and no name
 
     def close(self) -> None:
         """Close the descriptors kept between operations."""
@@ -51,6 +59,7 @@ class Passthrough:
 
     def directory_fd(self, node: Node) -> int:
         """Return an O_PATH descriptor of a directory, good until the next but one call."""
+        self._tell_abroad(node)
         fd = self._directory_fds.get(node.nodeid)
         if fd is not None:
             self._directory_fds.move_to_end(node.nodeid)
@@ -64,7 +73,18 @@ class Passthrough:
     def _drop_directory_fd(self, nodeid: int) -> None:
         fd = self._directory_fds.pop(nodeid, None)
         if fd is not None:
-            self.table.get(nodeid).reference.release(fd)
+            os.close(fd)
+
+    def _tell_abroad(self, node: Node) -> None:
+        if node.key.device != self.backing.root_key.device:
+            self.on_abroad()
+
+    def let_go(self) -> None:
+        """Close the descriptors kept on other filesystems than the root's, so that they can be unmounted."""
+        for nodeid in list(self._directory_fds):
+            if self.table.get(nodeid).key.device != self.backing.root_key.device:
+                self._drop_directory_fd(nodeid)
+        self.backing.let_go()
 
     @contextlib.contextmanager
     def descriptor(self, node: Node) -> Iterator[int]:
@@ -72,20 +92,32 @@ class Passthrough:
         if node.is_dir:
             yield self.directory_fd(node)
             return
+        self._tell_abroad(node)
         fd = node.reference.acquire(os.O_PATH | os.O_NOFOLLOW)
         try:
             yield fd
         finally:
-            node.reference.release(fd)
+            os.close(fd)
 
     def remember(self, parent: Node, name: bytes, found: Found) -> Node:
         """Return the node of what was found, counting a lookup; `found` is used up."""
         is_dir = stat.S_ISDIR(found.stat.st_mode)
         if is_dir:
             self.recorder.watch_at_once(parent, found)
-        node = self.table.remember(found.identity, found.key, found.keep, is_dir)
-        node.directory, node.name = parent.key, name
+            if found.key.device != parent.key.device:
+                self.backing.entered(found, parent.reference, name)
+        keep = functools.partial(found.keep, parent.reference, name)
+        node = self.table.remember(found.identity, found.key, keep, is_dir)
+        self._note(node, parent, name)
+        self._tell_abroad(node)
         return node
+
+    def _note(self, node: Node, parent: Node, name: bytes) -> None:
+        """Take note of the entry that an object was seen as."""
+        if node.name != name or node.directory != parent.key:
+            node.directory, node.name = parent.key, name
+            node.reference.moved(parent.reference, name)
+            self._store.put(NodeRow(node.nodeid, node.generation, node.identity.packed(), parent.nodeid, name))
 
     def entry_at(self, parent: Node, name: bytes) -> pyfuse3.EntryAttributes:
         """Look a name up and return what the kernel is told of it."""
@@ -98,15 +130,50 @@ class Passthrough:
     # --- looking -----------------------------------------------------------------------------------------------------
 
     def lookup(self, parent_nodeid: int, name: bytes) -> pyfuse3.EntryAttributes:
-        """Look up one name; `.` and `..` come when handles of the mount are opened."""
+        """Look up one name; of `.` see `recall`."""
         parent = self.table.get(parent_nodeid)
-        if name == b"." or (name == b".." and parent_nodeid == ROOT_NODEID):
-            with self.descriptor(parent) as fd:
-                parent.lookups += 1
-                return entry_of(parent, os.fstat(fd))
-        if name == b".." and not self.backing.contains(self.directory_fd(parent)):
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))  # it has left the tree
+        if name == b"..":  # asked for when a handle of the mount is opened
+            if parent_nodeid == ROOT_NODEID:
+                return self.root_entry()
+            if not self.backing.contains(self.directory_fd(parent)):
+                raise stale()  # it has left the tree
         return self.entry_at(parent, name)
+
+    def root_entry(self) -> pyfuse3.EntryAttributes:
+        """Look up the root itself."""
+        root = self.table.get(ROOT_NODEID)
+        root.lookups += 1
+        return entry_of(root, os.fstat(self.backing.root_fd))
+
+    def recall(self, nodeid: int) -> Callable[[], pyfuse3.EntryAttributes]:
+        """Find the object of a handle of the mount that is opened, made by this daemon or an earlier one.
+
+        Slow, for a thread; what it returns is to be called on the thread of the handlers, and makes the answer.
+
+        Raises:
+            OSError: ESTALE, when there is no such object in the tree now.
+        """
+        row = self._store.row(nodeid)
+        if row is None:
+            raise stale()
+        try:
+            number = nodeid if nodeid < FIRST_SYNTHETIC else None
+            place = self._whereabouts.place(row.identity, number, [nodeid])
+        except OSError as error:
+            if error.errno == errno.ESTALE and self._whereabouts.is_gone(row):
+                self._store.forget(nodeid)
+            raise
+        return functools.partial(self._recalled, row, place)
+
+    def _recalled(self, row: NodeRow, place: Place) -> pyfuse3.EntryAttributes:
+        found = place.found
+        with contextlib.closing(found):
+            keep = functools.partial(found.keep, place.above, place.name)
+            is_dir = stat.S_ISDIR(found.stat.st_mode)
+            node = self.table.restore(row.nodeid, row.generation, found.identity, found.key, keep, is_dir)
+            node.directory, node.name = place.directory, place.name
+            self._tell_abroad(node)
+            return entry_of(node, found.stat)
 
     def forget(self, forgotten: Sequence[tuple[int, int]]) -> None:
         """Take back lookups."""
@@ -115,7 +182,7 @@ class Passthrough:
             node = self.table.forget(nodeid, lookups)
             if node is not None and fd is not None:
                 del self._directory_fds[nodeid]
-                node.reference.release(fd)
+                os.close(fd)
 
     def getattr(self, nodeid: int) -> pyfuse3.EntryAttributes:
         """Return the attributes of a node."""
@@ -277,7 +344,7 @@ class Passthrough:
             found = self.backing.find(fd, name)
             node = self.table.known(found.identity)
             if node is not None:
-                node.directory, node.name = parent.key, name
+                self._note(node, parent, name)
             found.close()
 
     # --- changing ----------------------------------------------------------------------------------------------------

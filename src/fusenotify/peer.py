@@ -10,9 +10,26 @@ import trio
 
 from fusenotify import protocol
 from fusenotify.backing import Backing, check_readable
+from fusenotify.callers import Credentials
 from fusenotify.errors import FusenotifyError, LimitReached, NotPermitted, ProtocolError, UsageError
 from fusenotify.groups import MOST_UIDS, Group, Groups, Mark
-from fusenotify.protocol import AddMark, AskStatus, Done, FrameBuffer, Hello, RemoveMark, Report, Request, Sync, Welcome
+from fusenotify.locator import Locator
+from fusenotify.protocol import (
+    AddMark,
+    AskStatus,
+    Done,
+    FrameBuffer,
+    Handle,
+    Hello,
+    Locate,
+    Location,
+    Lookup,
+    RemoveMark,
+    Report,
+    Request,
+    Sync,
+    Welcome,
+)
 from fusenotify.status import Status
 from fusenotify.tree import Directory
 
@@ -32,6 +49,7 @@ class Services:
     Attributes:
         groups: every group.
         backing: the tree, to check rights on it.
+        locator: from paths to handles and back.
         epoch: the run of the daemon.
         position: the current position in the history of changes.
         caught_up: waits until every change on the backing tree made before is queued.
@@ -41,20 +59,12 @@ class Services:
 
     groups: Groups
     backing: Backing
+    locator: Locator
     epoch: str
     position: Callable[[], int]
     caught_up: Callable[[], Awaitable[None]]
     quiet: Callable[[], Awaitable[None]]
     status: Callable[[], Status]
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """Who a client is."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
 
 
 class Peer:
@@ -141,6 +151,13 @@ class Peer:
                 return self._hello(request)
             case AskStatus():
                 return Report(request.request, self._services.status())
+            case Lookup():
+                _check_path(request.path)
+                handle = self._services.locator.lookup(self._base, request.path, self._credentials)
+                return Handle(request.request, handle)
+            case Locate():
+                path = await self._services.locator.locate(self._base, request.handle, self._credentials)
+                return Location(request.request, path)
         if self._group is None:
             raise ProtocolError("the first message has to be `hello`")
         match request:
@@ -265,9 +282,13 @@ def _check_lengths(request: AddMark) -> None:
         UsageError: of the path or the scope.
         LimitReached: of the list of users.
     """
-    if len(request.path) > _LONGEST_PATH:
-        raise UsageError(f"a path of {len(request.path)} bytes is longer than the {_LONGEST_PATH} that are allowed")
+    _check_path(request.path)
     if len(request.scope) > _LONGEST_SCOPE:
         raise UsageError(f"a text of {len(request.scope)} characters is no scope")
     if request.uids is not None and len(request.uids) > MOST_UIDS:
         raise LimitReached(f"a mark can name {MOST_UIDS} users, not {len(request.uids)}; name none to hear of all")
+
+
+def _check_path(path: bytes) -> None:
+    if len(path) > _LONGEST_PATH:
+        raise UsageError(f"a path of {len(path)} bytes is longer than the {_LONGEST_PATH} that are allowed")

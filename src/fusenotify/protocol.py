@@ -75,7 +75,21 @@ class AskStatus(msgspec.Struct, tag="status", array_like=True):
     request: int
 
 
-Request = Hello | AddMark | RemoveMark | Sync | AskStatus
+class Lookup(msgspec.Struct, tag="lookup", array_like=True):
+    """Ask for the handle of what is at a path."""
+
+    request: int
+    path: bytes
+
+
+class Locate(msgspec.Struct, tag="locate", array_like=True):
+    """Ask for the path at which the object of a handle is now."""
+
+    request: int
+    handle: str
+
+
+Request = Hello | AddMark | RemoveMark | Sync | AskStatus | Lookup | Locate
 
 
 class Welcome(msgspec.Struct, tag="welcome", array_like=True):
@@ -99,6 +113,20 @@ class Report(msgspec.Struct, tag="report", array_like=True):
     status: Status
 
 
+class Handle(msgspec.Struct, tag="handle", array_like=True):
+    """Answer to Lookup."""
+
+    request: int
+    handle: str
+
+
+class Location(msgspec.Struct, tag="location", array_like=True):
+    """Answer to Locate."""
+
+    request: int
+    path: bytes
+
+
 class Refusal(msgspec.Struct, tag="error", array_like=True):
     """A request was not carried out. `request` is 0 when it could not even be read."""
 
@@ -114,7 +142,7 @@ class Events(msgspec.Struct, tag="events", array_like=True):
     records: list[EventRecord]
 
 
-Reply = Welcome | Done | Report | Refusal | Events
+Reply = Welcome | Done | Report | Handle | Location | Refusal | Events
 
 _CODES: Final[dict[str, type[FusenotifyError]]] = {
     "usage": UsageError,

@@ -15,11 +15,11 @@ from typing import Final
 import pyfuse3
 import trio
 
-from fusenotify.callers import groups_of
+from fusenotify.callers import Credentials, groups_of
 from fusenotify.config import QUEUE_NAME
 from fusenotify.errors import ProtocolError
 from fusenotify.inodes import FIRST_VIRTUAL, Node
-from fusenotify.peer import Credentials, Peer, Services
+from fusenotify.peer import Peer, Services
 from fusenotify.session import FuseLoop
 from fusenotify.tree import Directory, Tree
 

@@ -9,9 +9,9 @@ from typing import Final
 
 import trio
 
-from fusenotify.callers import groups_of
+from fusenotify.callers import Credentials, groups_of
 from fusenotify.errors import EnvironmentProblem, ProtocolError, UsageError
-from fusenotify.peer import Credentials, Peer, Services
+from fusenotify.peer import Peer, Services
 from fusenotify.tree import Tree
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,115 @@
+"""Handles for clients: from a path to the handle of what is there, and back to the path where that is now.
+
+Both with the rights of the client: what its user cannot reach, it does not learn of.
+"""
+
+import contextlib
+import errno
+import functools
+from typing import Final
+
+import trio
+
+from fusenotify.backing import Backing, Found, as_user
+from fusenotify.callers import Credentials
+from fusenotify.errors import NotPermitted, StaleHandle, UsageError
+from fusenotify.handles import Sealer
+from fusenotify.identity import Identity, InodeKey
+from fusenotify.inodes import InodeTable, synthetic_nodeid
+from fusenotify.tree import Directory, Tree
+from fusenotify.whereabouts import Whereabouts
+
+_GONE: Final = "the object of this handle is gone, or lies outside the tree now"
+_ATTEMPTS: Final = 5
+_THREADS: Final = 4  # that look for objects at the same time, for all clients together
+
+
+class Locator:
+    """Answers for all clients."""
+
+    def __init__(
+        self, backing: Backing, table: InodeTable, tree: Tree, whereabouts: Whereabouts, sealer: Sealer
+    ) -> None:
+        self._backing = backing
+        self._table = table
+        self._tree = tree
+        self._whereabouts = whereabouts
+        self._sealer = sealer
+        self._limiter = trio.CapacityLimiter(_THREADS)
+
+    def lookup(self, base: Directory, path: bytes, user: Credentials) -> str:
+        """Return the handle of what is at a path below `base`.
+
+        Args:
+            base: a directory of the tree.
+            path: below it; no component is followed that is a symbolic link.
+            user: uid, gid and supplementary groups of who asks.
+
+        Raises:
+            UsageError: there is nothing.
+            NotPermitted: the user cannot reach it.
+        """
+        try:
+            with contextlib.closing(self._find(base.prefix + path if path != b"." else base.path, user)) as found:
+                return self._sealer.seal(found.identity, found.key.number)
+        except PermissionError as error:
+            raise NotPermitted(f"user {user.uid} cannot reach {path!r}: {error.strerror}") from error
+        except OSError as error:
+            raise UsageError(f"there is no {path!r} in the tree: {error.strerror}") from error
+
+    async def locate(self, base: Directory, handle: str, user: Credentials) -> bytes:
+        """Return the path below `base` at which the object of a handle is now.
+
+        Raises:
+            StaleHandle: the handle is not one of ours, or its object is gone or not below `base`.
+            NotPermitted: the user cannot reach it.
+        """
+        identity, number = self._sealer.unseal(handle)
+        for _ in range(_ATTEMPTS):
+            path = await self._path_of(identity, number)
+            if base.is_root or path == base.path:
+                below = path if base.is_root else b"."
+            elif path.startswith(base.prefix):
+                below = path[len(base.prefix) :]
+            else:
+                raise StaleHandle(_GONE)
+            try:
+                with contextlib.closing(self._find(path, user)) as found:
+                    if found.identity == identity:
+                        return below
+            except PermissionError as error:
+                raise NotPermitted(f"user {user.uid} cannot reach the object of this handle") from error
+            except OSError:
+                pass  # renamed in between
+        raise StaleHandle("the object of this handle is renamed again and again; ask anew when that has ended")
+
+    async def _path_of(self, identity: Identity, number: int) -> bytes:
+        with contextlib.closing(self._backing.find_root()) as root:
+            if root.identity == identity:
+                return b"."
+        nodeids = [number, synthetic_nodeid(identity)]
+        place = functools.partial(self._whereabouts.place, identity, number, nodeids, self._guesses(identity, number))
+        try:
+            found = await trio.to_thread.run_sync(place, limiter=self._limiter)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            raise StaleHandle(_GONE) from error
+        found.found.close()
+        return found.path
+
+    def _guesses(self, identity: Identity, number: int) -> list[bytes]:
+        """Return where the object was seen last, as a node or as a watched directory."""
+        guesses = []
+        node = self._table.known(identity)
+        above = self._tree.by_key.get(node.directory) if node is not None else None
+        if node is not None and above is not None:
+            guesses.append(above.prefix + node.name)
+        directory = self._tree.by_key.get(InodeKey(self._backing.root_key.device, number))
+        if directory is not None:
+            guesses.append(directory.path)
+        return guesses
+
+    def _find(self, path: bytes, user: Credentials) -> Found:
+        with as_user(*user):
+            return self._backing.find_beneath(path)

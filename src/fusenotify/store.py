@@ -1,0 +1,268 @@
+"""The SQLite file in the state directory: what has to outlive the daemon.
+
+Today that is which object each node was, so that handles of the mount can be opened after a restart, and the key that
+client handles are sealed with. One thread writes, in groups of a tenth of a second; nobody waits for it.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import secrets
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from fusenotify.errors import EnvironmentProblem
+from fusenotify.identity import Identity, unpack_identity
+
+log = logging.getLogger(__name__)
+
+FILE_NAME: Final = "store.sqlite"
+_APPLICATION: Final = 0x66736E79  # "fsny"
+_SCHEMA: Final = 1
+_GATHER: Final = 0.1  # seconds; so old may be what a killed daemon has not written
+_CHUNK: Final = 512  # rows looked at between two writes
+_FEW: Final = 10_000  # rows that are not worth looking for dead ones
+_TABLES: Final = (
+    "CREATE TABLE about (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE node (nodeid INTEGER PRIMARY KEY, generation INTEGER NOT NULL, identity BLOB NOT NULL,
+       parent INTEGER NOT NULL, name BLOB NOT NULL)""",
+)
+_PUT: Final = """
+INSERT INTO node VALUES (?, ?, ?, ?, ?) ON CONFLICT (nodeid) DO UPDATE SET
+    generation = excluded.generation, identity = excluded.identity, parent = excluded.parent, name = excluded.name
+WHERE identity <> excluded.identity OR parent <> excluded.parent OR name <> excluded.name
+    OR generation <> excluded.generation
+"""
+_DELETE: Final = "DELETE FROM node WHERE nodeid = ? AND identity = ?"
+_COLUMNS: Final = "nodeid, generation, identity, parent, name"
+
+
+class NodeRow(NamedTuple):
+    """What is remembered of one node.
+
+    Attributes:
+        nodeid, generation: what the kernel calls it.
+        packed: its identity.
+        parent: nodeid of the directory that it was last seen in.
+        name: its name there.
+    """
+
+    nodeid: int
+    generation: int
+    packed: bytes
+    parent: int
+    name: bytes
+
+    @property
+    def identity(self) -> Identity:
+        """What the object is."""
+        return unpack_identity(self.packed)
+
+
+class Unusable(Exception):
+    """The database cannot be used as it is."""
+
+
+class Store:
+    """The database of one tree.
+
+    Attributes:
+        tree_id: names this tree, 8 bytes.
+        secret: known to nobody else.
+    """
+
+    def __init__(self, state_dir: Path, tree: Identity) -> None:
+        """Open the database; begin a new one where it is missing, damaged, newer than this program or another tree's.
+
+        Raises:
+            EnvironmentProblem: it can be neither opened nor made.
+        """
+        self._path = state_dir / FILE_NAME
+        self._lock = threading.Lock()
+        self._due = threading.Condition(self._lock)
+        self._pending: dict[int, NodeRow | None] = {}  # None: to be deleted
+        self._writing: dict[int, NodeRow | None] = {}
+        self._is_closing = False
+        self._is_failing = False
+        self._using = threading.Lock()
+        self.is_gone: Callable[[NodeRow], bool] = lambda row: False
+        try:
+            try:
+                self._connection = self._open(tree)
+            except (Unusable, sqlite3.DatabaseError) as error:
+                self._set_aside(error)
+                self._connection = self._open(tree)
+        except (OSError, sqlite3.Error, Unusable) as error:
+            raise EnvironmentProblem(
+                f"cannot keep a database at {self._path}: {error}. Give another place with --state-dir DIR"
+            ) from error
+        self.tree_id = self._about("id")
+        self.secret = self._about("secret")
+        self._rows = self._count()
+        self._living = int.from_bytes(self._about("living"), "little")  # as many as were found at the last look
+        self._thread = threading.Thread(target=self._write_all, name="store")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what is left and close the database."""
+        with self._lock:
+            self._is_closing = True
+            self._due.notify()
+        self._thread.join()
+        self._connection.close()
+
+    # --- opening -----------------------------------------------------------------------------------------------------
+
+    def _open(self, tree: Identity) -> sqlite3.Connection:
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            ((version,),) = connection.execute("PRAGMA user_version")
+            ((application,),) = connection.execute("PRAGMA application_id")
+            if (version, application) == (0, 0) and not list(connection.execute("SELECT 1 FROM sqlite_master")):
+                _begin(connection, tree)
+            elif application != _APPLICATION or version > _SCHEMA:
+                raise Unusable(f"it is of version {version}, and this program knows no later one than {_SCHEMA}")
+            ((verdict,),) = connection.execute("PRAGMA quick_check(1)")
+            if verdict != "ok":
+                raise Unusable(verdict)
+            rows = list(connection.execute("SELECT value FROM about WHERE key = 'tree'"))
+            if rows != [(tree.packed(),)]:
+                raise Unusable("it belongs to another tree")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _set_aside(self, error: Exception) -> None:
+        aside = self._path.with_suffix(".set-aside")
+        log.warning(
+            "%s cannot be used: %s. It is now %s; handles given out before are stale, and a new database begins",
+            self._path, error, aside,
+        )  # fmt: skip
+        os.replace(self._path, aside)
+        for suffix in ("-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self._path}{suffix}")
+
+    def _about(self, key: str) -> bytes:
+        ((value,),) = self._connection.execute("SELECT value FROM about WHERE key = ?", (key,))
+        return bytes(value)
+
+    def _count(self) -> int:
+        ((count,),) = self._connection.execute("SELECT count(*) FROM node")
+        return int(count)
+
+    # --- nodes -------------------------------------------------------------------------------------------------------
+
+    def put(self, row: NodeRow) -> None:
+        """Remember a node from now on; it is on the disk a little later."""
+        with self._lock:
+            if not self._pending:
+                self._due.notify()
+            self._pending[row.nodeid] = row
+
+    def forget(self, nodeid: int) -> None:
+        """Remember a node no longer."""
+        with self._lock:
+            if not self._pending:
+                self._due.notify()
+            self._pending[nodeid] = None
+
+    def row(self, nodeid: int) -> NodeRow | None:
+        """Return what is remembered of a node. Slow: for a thread."""
+        with self._lock:
+            for recent in (self._pending, self._writing):
+                if nodeid in recent:
+                    return recent[nodeid]
+        found = self._select(f"SELECT {_COLUMNS} FROM node WHERE nodeid = ?", nodeid)
+        return found[0] if found else None
+
+    def from_number(self, nodeid: int) -> Iterator[Identity]:
+        """Yield what the nodes from a number on are."""
+        return (row.identity for row in self._select(f"SELECT {_COLUMNS} FROM node WHERE nodeid >= ?", nodeid))
+
+    def _select(self, query: str, *values: int) -> Sequence[NodeRow]:
+        try:
+            with self._using:
+                return [NodeRow(*row) for row in self._connection.execute(query, values)]
+        except sqlite3.Error as error:
+            log.warning("%s cannot be read: %s. Handles may be stale", self._path, error)
+            return ()
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def _write_all(self) -> None:
+        while True:
+            with self._lock:
+                self._due.wait_for(lambda: self._pending or self._is_closing)
+                if not self._pending:
+                    return
+                self._due.wait_for(lambda: self._is_closing, _GATHER)
+            self._flush()
+            if self._rows > max(_FEW, 2 * self._living):
+                self._prune()
+
+    def _flush(self) -> None:
+        with self._lock:
+            self._writing, self._pending = self._pending, {}
+        self._attempt(self._write)
+        with self._lock:
+            self._writing = {}
+
+    def _attempt(self, work: Callable[[], object]) -> None:
+        """Do something that the disk may not let us do; what is not written is as if the daemon had been killed."""
+        try:
+            with self._using:
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    work()
+                except BaseException:
+                    self._connection.execute("ROLLBACK")
+                    raise
+                self._connection.execute("COMMIT")
+            self._is_failing = False
+        except sqlite3.Error as error:
+            if not self._is_failing:
+                log.warning("%s cannot be written: %s. Handles may be stale after a restart", self._path, error)
+            self._is_failing = True
+
+    def _write(self) -> None:
+        rows = [row for row in self._writing.values() if row is not None]
+        gone = [(nodeid,) for nodeid, row in self._writing.items() if row is None]
+        self._connection.executemany(_PUT, rows)
+        self._connection.executemany("DELETE FROM node WHERE nodeid = ?", gone)
+        self._rows += len(rows)  # or fewer: those that were there
+
+    def _prune(self) -> None:
+        """Forget the nodes of objects that are gone. Each look goes through as many rows as came since the last one."""
+        last = 0
+        while rows := self._select(
+            f"SELECT {_COLUMNS} FROM node WHERE nodeid > ? ORDER BY nodeid LIMIT {_CHUNK}", last
+        ):
+            if self._is_closing:
+                return
+            last = rows[-1].nodeid
+            gone = [(row.nodeid, row.packed) for row in rows if self.is_gone(row)]
+            self._attempt(functools.partial(self._connection.executemany, _DELETE, gone))
+            self._flush()
+        self._rows = self._living = self._count()
+        self._attempt(lambda: self._set_about("living", self._living.to_bytes(8, "little")))
+
+    def _set_about(self, key: str, value: bytes) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (key, value))
+
+
+def _begin(connection: sqlite3.Connection, tree: Identity) -> None:
+    about = {"tree": tree.packed(), "id": secrets.token_bytes(8), "secret": secrets.token_bytes(32), "living": bytes(8)}
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in (*_TABLES, f"PRAGMA application_id = {_APPLICATION}", f"PRAGMA user_version = {_SCHEMA}"):
+        connection.execute(statement)
+    connection.executemany("INSERT INTO about VALUES (?, ?)", about.items())
+    connection.execute("COMMIT")
