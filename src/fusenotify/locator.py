@@ -49,6 +49,8 @@ class Locator:
             UsageError: there is nothing.
             NotPermitted: the user cannot reach it.
         """
+        if path.startswith(b"/") or b".." in path.split(b"/"):
+            raise UsageError(f"{path!r} is no path below the root of the tree")
         try:
             with contextlib.closing(self._find(base.prefix + path if path != b"." else base.path, user)) as found:
                 return self._sealer.seal(found.identity, found.key.number)

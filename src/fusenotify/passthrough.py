@@ -135,9 +135,19 @@ class Passthrough:
         if name == b"..":  # asked for when a handle of the mount is opened
             if parent_nodeid == ROOT_NODEID:
                 return self.root_entry()
-            if not self.backing.contains(self.directory_fd(parent)):
-                raise stale()  # it has left the tree
+            return self._entry_above(parent)
         return self.entry_at(parent, name)
+
+    def _entry_above(self, node: Node) -> pyfuse3.EntryAttributes:
+        """Look up the directory that a directory lies in; under which name that is known is not learnt by that."""
+        fd = self.directory_fd(node)
+        if not self.backing.contains(fd):
+            raise stale()  # it has left the tree
+        with contextlib.closing(self.backing.find(fd, b"..")) as found:
+            if found.key == self.backing.root_key:
+                return self.root_entry()
+            keep = functools.partial(found.keep, node.reference, b"..")
+            return entry_of(self.table.remember(found.identity, found.key, keep, True), found.stat)
 
     def root_entry(self) -> pyfuse3.EntryAttributes:
         """Look up the root itself."""

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 FILE_NAME: Final = "store.sqlite"
 _APPLICATION: Final = 0x66736E79  # "fsny"
 _SCHEMA: Final = 1
+_ABOUT: Final = frozenset({"tree", "id", "secret", "living"})
 _GATHER: Final = 0.1  # seconds; so old may be what a killed daemon has not written
 _CHUNK: Final = 512  # rows looked at between two writes
 _FEW: Final = 10_000  # rows that are not worth looking for dead ones
@@ -82,6 +83,7 @@ class Store:
             EnvironmentProblem: it can be neither opened nor made.
         """
         self._path = state_dir / FILE_NAME
+        self._about: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._due = threading.Condition(self._lock)
         self._pending: dict[int, NodeRow | None] = {}  # None: to be deleted
@@ -100,10 +102,10 @@ class Store:
             raise EnvironmentProblem(
                 f"cannot keep a database at {self._path}: {error}. Give another place with --state-dir DIR"
             ) from error
-        self.tree_id = self._about("id")
-        self.secret = self._about("secret")
+        self.tree_id = self._about["id"]
+        self.secret = self._about["secret"]
         self._rows = self._count()
-        self._living = int.from_bytes(self._about("living"), "little")  # as many as were found at the last look
+        self._living = int.from_bytes(self._about["living"], "little")  # as many as were found at the last look
         self._thread = threading.Thread(target=self._write_all, name="store")
         self._thread.start()
 
@@ -121,19 +123,22 @@ class Store:
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
             ((version,),) = connection.execute("PRAGMA user_version")
             ((application,),) = connection.execute("PRAGMA application_id")
-            if (version, application) == (0, 0) and not list(connection.execute("SELECT 1 FROM sqlite_master")):
-                _begin(connection, tree)
-            elif application != _APPLICATION or version > _SCHEMA:
+            is_empty = (version, application) == (0, 0) and not list(connection.execute("SELECT 1 FROM sqlite_master"))
+            if not is_empty and (application != _APPLICATION or version > _SCHEMA):
                 raise Unusable(f"it is of version {version}, and this program knows no later one than {_SCHEMA}")
             ((verdict,),) = connection.execute("PRAGMA quick_check(1)")
             if verdict != "ok":
                 raise Unusable(verdict)
-            rows = list(connection.execute("SELECT value FROM about WHERE key = 'tree'"))
-            if rows != [(tree.packed(),)]:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            if is_empty:
+                _begin(connection, tree)
+            self._about = dict(connection.execute("SELECT key, value FROM about"))
+            if self._about.keys() < _ABOUT:
+                raise Unusable("it is incomplete")
+            if self._about["tree"] != tree.packed():
                 raise Unusable("it belongs to another tree")
         except BaseException:
             connection.close()
@@ -150,10 +155,6 @@ class Store:
         for suffix in ("-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{self._path}{suffix}")
-
-    def _about(self, key: str) -> bytes:
-        ((value,),) = self._connection.execute("SELECT value FROM about WHERE key = ?", (key,))
-        return bytes(value)
 
     def _count(self) -> int:
         ((count,),) = self._connection.execute("SELECT count(*) FROM node")
