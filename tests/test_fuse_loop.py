@@ -1,5 +1,6 @@
 """The concurrency contract: neither bugs, nor slow handlers, nor callers that die, stop the mount; and how it ends."""
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -449,6 +450,44 @@ def test_the_daemon_of_an_ordinary_user(directory: Path, nobody: list[str], watc
         assert subprocess.run(command, check=False, timeout=PATIENCE).returncode == 0
         assert mount.process.wait(PATIENCE) == 0
         assert not is_mounted(mount.mountpoint)
+
+
+def located(mount: Mount, handle: str) -> str:
+    return asyncio.run(fusenotify.locate(f"unix:{mount.socket}", handle))
+
+
+def test_an_ordinary_user_with_few_descriptors(directory: Path, nobody: list[str]) -> None:
+    """Handles cannot be opened: what has no descriptor is walked to again, also by a handle from before a restart."""
+    directory.chmod(0o755)
+    for name in ("source", "mount", "state"):
+        (directory / name).mkdir()
+        os.chown(directory / name, NOBODY, NOBODY)
+    for path in (directory / "source" / f"d{number % 30}" / f"f{number}" for number in range(900)):
+        path.parent.mkdir(exist_ok=True)
+        os.chown(path.parent, NOBODY, NOBODY)
+        path.write_text(path.name)
+    command = ["prlimit", "--nofile=128:128", *nobody, "-m", "fusenotify"]
+    as_user = [*nobody[:4], "bash", "-c"]
+    with mounted(directory, command=command) as mount:
+        script = (
+            f"set -e; cd {shlex.quote(str(mount.mountpoint))}/d7; exec 3<f7; mv f7 renamed; "
+            "for i in 1 2; do cat ../d*/f* | wc -c; done; "
+            "cat <&3; rm renamed; stat -L -c %h /dev/fd/3; ls | wc -l; cat f37"
+        )
+        done = subprocess.run([*as_user, script], check=True, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.stdout.split() == ["3488", "3488", "f70", "29", "f37"]
+        assert len(os.listdir(f"/proc/{mount.pid}/fd")) < 100
+        ask = "import asyncio, sys, fusenotify; print(asyncio.run(fusenotify.lookup(sys.argv[1])))"
+        look = [*nobody, "-c", ask, str(mount.mountpoint / "d8" / "f8")]
+        handle = subprocess.run(look, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout.strip()
+        assert located(mount, handle) == "d8/f8"
+        assert mount.stop() == 0
+    (directory / "source" / "d8" / "f8").rename(directory / "source" / "d9" / "moved")
+    with mounted(directory, command=command) as mount:
+        assert located(mount, handle) == "d9/moved"
+        (mount.source / "d9" / "moved").unlink()
+        with pytest.raises(fusenotify.StaleHandle):
+            located(mount, handle)
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------
