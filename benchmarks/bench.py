@@ -31,20 +31,24 @@ MOUNTS: dict[str, Mounter] = {
 STORM_FILES = 50_000
 BLOCK = b"x" * (64 << 20)
 TREE_DIRECTORIES, FILES_PER_DIRECTORY = 200, 20
+FILES_PER_LARGE_DIRECTORY = 1000
 
 
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("events", "files"))
+    parser.add_argument("--only", choices=("events", "files", "nodes"))
+    parser.add_argument("--nodes", type=int, default=200_000, help="files of the tree that is walked")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fusenotify-bench-") as name:
         scratch = Path(name)
-        if options.only != "files":
+        if options.only in (None, "events"):
             bench_events(scratch, options.rounds)
-        if options.only != "events":
+        if options.only in (None, "files"):
             bench_files(scratch, options.rounds)
+        if options.only in (None, "nodes"):
+            bench_nodes(scratch, options.nodes)
 
 
 # --- events ----------------------------------------------------------------------------------------------------------
@@ -197,6 +201,47 @@ def opens(path: Path, count: int) -> None:
     """Open for reading and close."""
     for _ in range(count):
         os.close(os.open(path, os.O_RDONLY))
+
+
+# --- nodes -----------------------------------------------------------------------------------------------------------
+
+
+def bench_nodes(scratch: Path, count: int) -> None:
+    """Measure what a large tree that the kernel knows costs the daemon."""
+    source, mountpoint, state = (scratch / "nodes" / name for name in ("source", "mount", "state"))
+    for path in (source, mountpoint, state):
+        path.mkdir(parents=True)
+    for number in range(count):
+        if number % FILES_PER_LARGE_DIRECTORY == 0:
+            (source / f"directory{number // FILES_PER_LARGE_DIRECTORY}").mkdir()
+        (source / f"directory{number // FILES_PER_LARGE_DIRECTORY}" / f"some-file-{number}").touch()
+    with peers.ours(source, mountpoint, state):
+        before, most = daemon_of(mountpoint), 0
+        start = time.perf_counter()
+        for base, _, names in os.walk(mountpoint):
+            for name in names:
+                os.lstat(os.path.join(base, name))
+            most = max(most, len(os.listdir(f"/proc/{before['pid']}/fd")))
+        took = time.perf_counter() - start
+        after = daemon_of(mountpoint)
+        nodes = after["nodes"] - before["nodes"]
+        figures = {
+            "nodes that the kernel holds": float(nodes),
+            "walk s": took,
+            "open descriptors at most": float(most),
+            "resident bytes per node": (after["resident"] - before["resident"]) / nodes,
+        }
+    figures["bytes in the store per node"] = (state / "store.sqlite").stat().st_size / nodes
+    print_table(f"A walk of {count} files, with lstat of each", {"fusenotify": [figures]})
+
+
+def daemon_of(mountpoint: Path) -> dict[str, int]:
+    """Return the process, the nodes and the resident memory in bytes of a mount's daemon."""
+    done = subprocess.run([*peers.FUSENOTIFY, "status", mountpoint, "--json"], stdout=subprocess.PIPE, check=True)
+    status = json.loads(done.stdout)
+    lines = Path(f"/proc/{status['pid']}/status").read_text().splitlines()
+    resident = next(line for line in lines if line.startswith("VmRSS"))
+    return {"pid": status["pid"], "nodes": status["nodes"], "resident": int(resident.split()[1]) * 1024}
 
 
 # --- output ----------------------------------------------------------------------------------------------------------

@@ -228,11 +228,13 @@ os.chmod = chmod
 def test_what_a_failed_operation_did_by_halves_is_not_told_as_remote(
     directory: Path, watching: Callable[..., Watch]
 ) -> None:
-    limited = ["prlimit", "--fsize=4096", *FUSENOTIFY]
+    limited = ["prlimit", "--fsize=1000000", *FUSENOTIFY]
     with mounted(directory, command=limited) as mount:
         (mount.source / "file").write_text("x")
         watch = watching(mount.mountpoint)
-        assert error_of(lambda: os.truncate(mount.mountpoint / "file", 10_000)) == "EFBIG"  # but it was opened for it
+        assert (
+            error_of(lambda: os.truncate(mount.mountpoint / "file", 10_000_000)) == "EFBIG"
+        )  # but it was opened for it
         (mount.source / "end").mkdir()
         assert [line["kind"] for line in watch.until("end")] == ["create"]
 

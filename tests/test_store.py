@@ -142,6 +142,17 @@ def test_no_place_for_a_database(tmp_path: Path) -> None:
         Store(tmp_path, TREE)
 
 
+def test_what_cannot_be_read_just_now_is_not_set_aside(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        store.put(row(42))
+    (tmp_path / f"{FILE_NAME}-wal").mkdir()
+    with pytest.raises(EnvironmentProblem, match="cannot keep a database"):
+        Store(tmp_path, TREE)
+    (tmp_path / f"{FILE_NAME}-wal").rmdir()
+    with opened(tmp_path) as store:
+        assert store.row(42) == row(42)
+
+
 def test_a_full_disk_costs_rows_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with opened(tmp_path) as store:
         store._connection.execute("PRAGMA max_page_count = 4")

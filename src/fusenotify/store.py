@@ -95,6 +95,8 @@ class Store:
         try:
             try:
                 self._connection = self._open(tree)
+            except sqlite3.OperationalError:
+                raise  # no room, no rights: nothing that speaks against what is in it
             except (Unusable, sqlite3.DatabaseError) as error:
                 self._set_aside(error)
                 self._connection = self._open(tree)
