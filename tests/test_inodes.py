@@ -17,7 +17,7 @@ from fusenotify import _linux
 from fusenotify.client import status
 from fusenotify.inodes import FIRST_SYNTHETIC
 from tests.filesystems import filesystem
-from tests.harness import FUSENOTIFY, PATIENCE, Mount, mounted
+from tests.harness import FUSENOTIFY, PATIENCE, Mount, mounted, patched
 from tests.soak import examples
 
 _MS_BIND = 4096
@@ -492,3 +492,39 @@ def test_a_file_of_the_lower_layer_stays_the_same_when_it_is_copied_up(directory
         assert nodeid(path) == before
         assert os.fstat(held).st_size == 8
         os.close(held)
+
+
+# A filesystem that gives no handles at all, not even for comparison.
+_NO_HANDLES = """
+import errno
+from fusenotify import _linux
+
+def name_to_handle_at(dir_fd, name, flags=0):
+    raise OSError(errno.EOPNOTSUPP, "no handles")
+
+_linux.name_to_handle_at = name_to_handle_at
+"""
+
+
+def test_without_any_handles(directory: Path) -> None:
+    """Device, number and time of birth tell objects apart; handles of the mount are never those of another file."""
+    with filesystem("ext4", directory) as place:
+        with patched(place, _NO_HANDLES) as mount, contextlib.ExitStack() as stack:
+            (mount.source / "d").mkdir()
+            for turn in range(300):
+                (mount.source / "d" / "f").write_text(f"old {turn}")
+                held = os.open(mount.mountpoint / "d" / "f", (os.O_PATH, os.O_RDONLY)[turn % 2])
+                stack.callback(os.close, held)
+                (mount.source / "d" / "f").unlink()
+                (mount.source / "d" / f"f{turn}").write_text(f"new {turn}")
+                assert (mount.mountpoint / "d" / f"f{turn}").read_text() == f"new {turn}"
+                assert os.fstat(held).st_nlink == 0
+            handle = _linux.name_to_handle_at(-100, os.fsencode(mount.mountpoint / "d" / "f7"))
+            assert "Traceback" not in mount.log
+        (place / "source" / "d" / "f7").unlink()
+        (place / "source" / "d" / "f7").write_text("another")
+        with patched(place, _NO_HANDLES) as mount:
+            assert len(contents(mount.mountpoint)) == 300
+            mount_fd = os.open(mount.mountpoint, os.O_RDONLY)
+            assert error_of(lambda: _linux.open_by_handle_at(mount_fd, *handle, os.O_RDONLY)) == "ESTALE"
+            os.close(mount_fd)

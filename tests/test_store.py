@@ -50,8 +50,9 @@ def test_rows_are_there_at_once_and_later(tmp_path: Path) -> None:
         store.put(row(43))
         store.put(row(1 << 61, b"\xff\x00"))
         assert store.row(42) == row(42)
-        store.forget(43)
+        store.forget(row(43))
         assert store.row(43) is None
+        store.forget(row(42, handle=b"of an object that was 42 earlier"))
         store.put(row(42, b"renamed"))
         assert store.row(42) == row(42, b"renamed")
     with opened(tmp_path) as store:

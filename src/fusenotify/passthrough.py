@@ -171,7 +171,7 @@ class Passthrough:
             place = self._whereabouts.place(row.identity, number, [nodeid])
         except OSError as error:
             if error.errno == errno.ESTALE and self._whereabouts.is_gone(row):
-                self._store.forget(nodeid)
+                self._store.forget(row)
             raise
         return functools.partial(self._recalled, row, place)
 

@@ -64,6 +64,12 @@ class NodeRow(NamedTuple):
         return unpack_identity(self.packed)
 
 
+class _Gone(NamedTuple):
+    """Stands for a row that is to be deleted, if it still is that of this object."""
+
+    packed: bytes
+
+
 class Unusable(Exception):
     """The database cannot be used as it is."""
 
@@ -86,8 +92,8 @@ class Store:
         self._about: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._due = threading.Condition(self._lock)
-        self._pending: dict[int, NodeRow | None] = {}  # None: to be deleted
-        self._writing: dict[int, NodeRow | None] = {}
+        self._pending: dict[int, NodeRow | _Gone] = {}
+        self._writing: dict[int, NodeRow | _Gone] = {}
         self._is_closing = False
         self._is_failing = False
         self._using = threading.Lock()
@@ -171,19 +177,21 @@ class Store:
                 self._due.notify()
             self._pending[row.nodeid] = row
 
-    def forget(self, nodeid: int) -> None:
-        """Remember a node no longer."""
+    def forget(self, row: NodeRow) -> None:
+        """Remember a node no longer, unless another object has taken its number."""
         with self._lock:
-            if not self._pending:
-                self._due.notify()
-            self._pending[nodeid] = None
+            recent = self._pending.get(row.nodeid) or self._writing.get(row.nodeid)
+            if recent is None or recent.packed == row.packed:
+                if not self._pending:
+                    self._due.notify()
+                self._pending[row.nodeid] = _Gone(row.packed)
 
     def row(self, nodeid: int) -> NodeRow | None:
         """Return what is remembered of a node. Slow: for a thread."""
         with self._lock:
-            for recent in (self._pending, self._writing):
-                if nodeid in recent:
-                    return recent[nodeid]
+            recent = self._pending.get(nodeid) or self._writing.get(nodeid)
+        if recent is not None:
+            return recent if isinstance(recent, NodeRow) else None
         found = self._select(f"SELECT {_COLUMNS} FROM node WHERE nodeid = ?", nodeid)
         return found[0] if found else None
 
@@ -237,10 +245,10 @@ class Store:
             self._is_failing = True
 
     def _write(self) -> None:
-        rows = [row for row in self._writing.values() if row is not None]
-        gone = [(nodeid,) for nodeid, row in self._writing.items() if row is None]
+        rows = [row for row in self._writing.values() if isinstance(row, NodeRow)]
+        gone = [(nodeid, row.packed) for nodeid, row in self._writing.items() if isinstance(row, _Gone)]
         self._connection.executemany(_PUT, rows)
-        self._connection.executemany("DELETE FROM node WHERE nodeid = ?", gone)
+        self._connection.executemany(_DELETE, gone)
         self._rows += len(rows)  # or fewer: those that were there
 
     def _prune(self) -> None:
