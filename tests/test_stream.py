@@ -14,6 +14,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.position = 0
+        self.root_wd: int | None = None
         self.waiting: deque[tuple[int, bytes]] = deque()
 
     def raise_event(self, wd: int, mask: int, name: bytes) -> None:
