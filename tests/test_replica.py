@@ -22,10 +22,6 @@ from tests.harness import PATIENCE, Mount, mounted
 
 SEEDS = 240
 STEPS = 70
-CALM = 1  # changes between two barriers
-# Without barriers, by two threads, and with the daemon stopped for bursts: a few seeds in a hundred do not converge
-# yet (docs/guarantees.md, E7), so this form is for who works on it: FUSENOTIFY_HARSH=1.
-HARSH = "FUSENOTIFY_HARSH" in os.environ
 NAMES = ["a", "b", "c", "d", "e", "lang", "f g", os.fsdecode(b"\xff")]
 
 
@@ -77,9 +73,9 @@ class Plan:
     @classmethod
     def of(cls, dice: random.Random) -> "Plan":
         sides = dice.choice([("source",), ("source", "mount"), ("source", "mount"), ("mount",)])
-        threads = dice.choice([1, 2]) if HARSH else 1
+        threads = dice.choice([1, 2])
         marked = dice.choice([".", "in"])
-        blackouts = HARSH and "source" in sides and threads == 1 and dice.random() < 0.6
+        blackouts = "source" in sides and threads == 1 and dice.random() < 0.6
         socket = marked == "." and (blackouts or dice.random() < 0.5)
         return cls(
             sides=sides,
@@ -410,11 +406,6 @@ async def test_a_mirror_converges(clean: Mount, seed: int) -> None:  # noqa: PLR
     ]
 
     def work(workload: Workload) -> None:
-        if not HARSH:
-            for _ in range(0, STEPS, CALM):
-                workload.run(CALM, plan.sides)
-                trio.from_thread.run(group.sync)
-            return
         if not plan.blackouts:
             workload.run(STEPS // plan.threads, plan.sides)
             return
