@@ -387,7 +387,7 @@ def differences(mirror: Mirror, top: Path, below: Path) -> dict[str, tuple[Seen 
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-async def test_a_mirror_converges(clean: Mount, seed: int) -> None:  # noqa: PLR0915 - one story
+async def test_a_mirror_converges(clean: Mount, seed: int) -> None:
     dice = random.Random(seed)
     plan = Plan.of(dice)
     end = "end" if plan.marked == "." else f"{plan.marked}/end"

@@ -32,7 +32,8 @@ class Exchanges:
 
     def partner(self, items: Sequence[Item], index: int) -> int | None:
         """Return the index of the rename that may be the other half of an exchange, None if there is none."""
-        return self._look_behind(items, index)[0]
+        partner = self._look_behind(items, index)[0]
+        return None if partner is None or _is_made_behind(items, partner) else partner
 
     def undecided(self, items: Sequence[Item], *, more_follows: bool) -> int:
         """Return how many items at the end cannot be told before what follows is known.
@@ -163,3 +164,17 @@ class Exchanges:
 def is_watched(directory: Directory | None) -> bool:
     """Whether there is a directory that tells of its own moves."""
     return directory is not None and directory.wd is not None
+
+
+def _is_made_behind(items: Sequence[Item], index: int) -> bool:
+    """Whether the name that a rename took something from is made anew next: then nothing had come to it."""
+    move = items[index]
+    assert isinstance(move, Move)
+    place = move.old_wd, move.old_name
+    for item in items[index + 1 : index + _NEAR]:
+        if isinstance(item, Move):
+            if place in ((item.old_wd, item.old_name), (item.new_wd, item.new_name)):
+                return False
+        elif (item[1], item[4]) == place:
+            return bool(item[2] & IN_CREATE)
+    return False
