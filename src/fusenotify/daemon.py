@@ -22,6 +22,7 @@ from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes
 from fusenotify.errors import EnvironmentProblem, NotAMount
 from fusenotify.events import format_cursor
+from fusenotify.exchanges import Exchanges
 from fusenotify.files import Files
 from fusenotify.groups import Groups
 from fusenotify.handles import Sealer
@@ -70,9 +71,10 @@ class Daemon:
         self._tree = Tree(self._backing.root_key)
         stream = Stream(self._watcher)
         crawler = Crawler(self._backing, self._watcher, stream, self._tree)
-        self._translator = Translator(self._backing, self._watcher, stream, crawler, self._tree, echoes)
+        exchanges = Exchanges(self._backing, stream, crawler, self._tree, echoes)
+        self._translator = Translator(self._backing, self._watcher, stream, crawler, exchanges, self._tree, echoes)
         self._groups = Groups(self._tree, owner=os.geteuid(), watch_other=options.watch_other)
-        self._hearing = Hearing(self._watcher, stream, self._translator, crawler, echoes, self._groups)
+        self._hearing = Hearing(self._watcher, stream, self._translator, crawler, exchanges, echoes, self._groups)
 
         with contextlib.closing(self._backing.find_root()) as root:
             store = Store(target.state_dir, root.identity)
