@@ -141,6 +141,20 @@ def test_a_handle_of_a_number_that_is_another_files_by_now(directory: Path) -> N
             assert opened(mount, handle_of(mount.mountpoint / "b")) == "b"
 
 
+def test_crafted_handles_open_nothing(directory: Path) -> None:
+    """Numbers that were never given out: of files outside, of nodes of other kinds, of nothing."""
+    (directory / "source").mkdir()
+    outside = directory / "outside"
+    outside.write_text("secret")
+    with mounted(directory) as mount:
+        (mount.source / "unseen").write_text("never looked up")
+        numbers = [os.stat(path).st_ino for path in (outside, directory, mount.source, mount.source / "unseen")]
+        for number in (*numbers, 0, 2, 1 << 61, 1 << 62, (1 << 62) + 20, (1 << 64) - 1):
+            words = struct.pack("=III", number >> 32, number & 0xFFFFFFFF, 0)
+            for handle in ((0x81, words), (0x82, words * 2), (1, words), (0x81, words[:8])):
+                assert opened(mount, handle) == "ESTALE"
+
+
 def test_a_handle_of_a_file_on_a_filesystem_below(directory: Path) -> None:
     (directory / "source" / "below").mkdir(parents=True)
     with tmpfs_at(directory / "source" / "below"):
