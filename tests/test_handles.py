@@ -236,6 +236,28 @@ def test_under_asyncio(mount: Mount) -> None:
     assert asyncio.run(fusenotify.locate(mount.mountpoint, handle)) == "file"
 
 
+async def test_deep_below(place: Path) -> None:
+    """Deeper than a path can be long: the kernel tells no path there."""
+    (place / "source").mkdir()
+    fd = os.open(place / "source", os.O_RDONLY)
+    for _ in range(60):
+        os.mkdir("d" * 100, dir_fd=fd)
+        deeper = os.open("d" * 100, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = deeper
+    os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=fd))
+    os.close(fd)
+    path = "/".join(["d" * 100] * 60 + ["file"])
+    with mounted(place) as mount:
+        kind, text = asked_as_root(str(mount.mountpoint / ".fusenotify" / "queue"), path.encode())
+        assert kind == "handle"
+        handle = text[2:-2]
+        assert await fusenotify.locate(mount.mountpoint, handle) == path
+        assert mount.stop() == 0
+    with mounted(place) as mount:
+        assert await fusenotify.locate(mount.mountpoint, handle) == path
+
+
 async def test_a_name_that_is_no_text(mount: Mount) -> None:
     name = os.fsdecode(b"\xff\n\xfe")
     (mount.source / name).touch()
@@ -306,6 +328,7 @@ async def test_a_queue_file_in_a_subdirectory_tells_of_nothing_outside(directory
         let_others_in(mount)
         (mount.source / "sub" / "dir").mkdir(parents=True)
         (mount.source / "sub" / "file").touch()
+        (mount.source / "sub" / ".fusenotify").touch()
         (mount.source / "outside").touch()
         queue = str(mount.mountpoint / "sub" / ".fusenotify" / "queue")
         inside, itself, outside = [
@@ -315,7 +338,12 @@ async def test_a_queue_file_in_a_subdirectory_tells_of_nothing_outside(directory
         assert asked_as_other(queue, "lookup", "b'.'") == ["handle", f"[{itself!r}]"]
         assert asked_as_other(queue, "locate", repr(inside)) == ["location", "[b'file']"]
         assert asked_as_other(queue, "locate", repr(itself)) == ["location", "[b'.']"]
-        for question in (("locate", repr(outside)), ("lookup", "b'../outside'"), ("lookup", "b'/outside'")):
+        for question in (
+            ("locate", repr(outside)),
+            ("lookup", "b'../outside'"),
+            ("lookup", "b'/outside'"),
+            ("lookup", "b'.fusenotify'"),
+        ):
             assert asked_as_other(queue, *question)[0] == "error"
 
 

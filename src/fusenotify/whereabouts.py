@@ -6,6 +6,7 @@ kernel knows of the opened object, and what is found at that path, beneath the r
 
 import contextlib
 import errno
+import itertools
 import os
 import stat
 import threading
@@ -68,7 +69,7 @@ class Whereabouts:
             if fd is not None:
                 stack.callback(os.close, fd)
                 number = os.fstat(fd).st_ino
-            for path in (*guesses, *self._known_paths(identity, fd, nodeids)):
+            for path in itertools.chain(guesses, self._known_paths(identity, fd, nodeids)):
                 found = self._found_at(path, identity)
                 if found is not None:
                     return self._place(path, found)
@@ -126,8 +127,11 @@ class Whereabouts:
 
     def _as_the_kernel_says(self, fd: int) -> Iterator[bytes]:
         """Yield the path of an open object below the root, where the kernel knows one: of directories it does."""
-        root = os.readlink(os.fsencode(proc_path(self._backing.root_fd))).rstrip(b"/") + b"/"
-        path = os.readlink(os.fsencode(proc_path(fd)))
+        try:
+            root = os.readlink(os.fsencode(proc_path(self._backing.root_fd))).rstrip(b"/") + b"/"
+            path = os.readlink(os.fsencode(proc_path(fd)))
+        except OSError:
+            return  # ENAMETOOLONG: it says no paths of more than a page
         if path.startswith(root) and path != root:
             yield path[len(root) :]
 
