@@ -84,10 +84,12 @@ class Daemon:
         await self._hearing.crawl()
         _spare_the_collector()
         async with AsyncExitStack() as stack:
-            listeners = [server.listen(url) for url in listen]
-            for listener, url in zip(listeners, listen, strict=True):
-                stack.callback(_remove_socket, url)
-                stack.push_async_callback(listener.aclose)
+            listeners: list[trio.SocketListener] = []
+            for url in listen:
+                listeners.append(server.listen(url))
+                stack.push_async_callback(listeners[-1].aclose)
+                path = url.partition(":")[2]
+                stack.callback(_remove_socket, path, os.lstat(path))
             fuse_fd = mounting.mount_fuse(self._target, self._options)
             loop = FuseLoop(fuse_fd)
             await self._serve(fuse_fd, loop, listeners, on_ready)
@@ -177,10 +179,12 @@ def _spare_the_collector() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def _remove_socket(url: str) -> None:
-    path = url.partition(":")[2]
-    if os.path.lexists(path):
-        os.unlink(path)
+def _remove_socket(path: str, ours: os.stat_result) -> None:
+    """Remove the file of a socket that still listens, unless another has taken its place."""
+    with suppress(FileNotFoundError):
+        found = os.lstat(path)
+        if (found.st_dev, found.st_ino, found.st_ctime_ns) == (ours.st_dev, ours.st_ino, ours.st_ctime_ns):
+            os.unlink(path)
 
 
 def run(target: mounting.Target, options: MountOptions, listen: Sequence[str], on_ready: Callable[[], None]) -> None:
