@@ -26,6 +26,8 @@ MNT_DETACH: Final = 2
 
 # The C library's setgroups() changes every thread of the process (POSIX); only the bare system call is per thread.
 _SYS_SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}.get(platform.machine(), 159)
+# Numbers of system calls that are the same wherever the generic table is used.
+SYS_FUTEX: Final = {"x86_64": 202}.get(platform.machine(), 98)
 _STATX_BASIC: Final = 0x7FF
 _STATX_BTIME: Final = 0x800
 _SYS_OPENAT2: Final = 437  # the same number on every architecture

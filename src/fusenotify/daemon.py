@@ -16,6 +16,7 @@ import trio
 
 from fusenotify import mounting, server
 from fusenotify.backing import Backing
+from fusenotify.changes import Changes
 from fusenotify.config import MountOptions
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes
@@ -25,6 +26,7 @@ from fusenotify.files import Files
 from fusenotify.groups import Groups
 from fusenotify.hearing import Hearing
 from fusenotify.inodes import InodeTable
+from fusenotify.mountinfo import Filesystems
 from fusenotify.operations import Operations
 from fusenotify.passthrough import Passthrough
 from fusenotify.peer import Services
@@ -69,7 +71,10 @@ class Daemon:
         self._hearing = Hearing(self._watcher, stream, self._translator, crawler, echoes, self._groups)
 
         self._table = InodeTable(self._backing.root_key.device)
-        recorder = Recorder(self._watcher, self._hearing, lambda: len(self._groups) > 0)
+        self._filesystems = Filesystems()
+        self._changes = Changes()
+        self._changes.on_progress = self._hearing.wake
+        recorder = Recorder(self._watcher, self._hearing, self._changes, lambda: len(self._groups) > 0)
         self._passthrough = Passthrough(self._backing, self._table, recorder)
         stack.callback(self._passthrough.close)
         self._files = Files(self._passthrough)
@@ -109,7 +114,7 @@ class Daemon:
         with ExitStack() as session:  # it outlives every task: touching one that is closed crashes the process
             async with trio.open_nursery() as nursery:
                 queues = QueueFiles(services, self._tree, loop, nursery.start_soon)
-                operations = Operations(self._passthrough, self._files, queues, loop)
+                operations = Operations(self._passthrough, self._files, queues, loop, self._changes, self._filesystems)
                 pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
                 session.callback(pyfuse3.close, unmount=False)
                 nursery.start_soon(self._hearing.run)

@@ -42,6 +42,7 @@ class OpenDirectory:
 
     fd: int
     node: Node
+    uid: int
     names: list[bytes]
 
 
@@ -154,8 +155,35 @@ class Files:
         return file.fd if file is not None and file.writable else None
 
     def read(self, fh: int, offset: int, size: int) -> bytes:
-        """Read up to `size` bytes."""
+        """Read up to `size` bytes. Slow where they are not in memory: for a thread."""
         return os.pread(fh, size, offset)
+
+    def read_at_once(self, fh: int, offset: int, size: int) -> memoryview | None:
+        """Read as `read` does, but return None where that may mean to wait."""
+        buffer = bytearray(size)
+        try:
+            count = os.preadv(fh, [buffer], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            return None  # a filesystem that cannot tell
+        if count < size and offset + count < os.fstat(fh).st_size:
+            return None  # only so much of it is in memory
+        return memoryview(buffer)[:count]
+
+    def device_of(self, fh: int) -> int:
+        """Return the device number of an open file's filesystem."""
+        return self._files[fh].node.key.device
+
+    def user_of(self, fh: int) -> int:
+        """Return who has opened a file or directory."""
+        return (self._files.get(fh) or self._directories[fh]).uid
+
+    def is_writable(self, fh: int) -> bool:
+        """Return whether a file was opened for writing."""
+        return self._files[fh].writable
 
     def write(self, fh: int, offset: int, data: bytes) -> int:
         """Write bytes; return how many."""
@@ -190,11 +218,11 @@ class Files:
 
     # --- directories -------------------------------------------------------------------------------------------------
 
-    def opendir(self, nodeid: int) -> pyfuse3.FileHandleT:
+    def opendir(self, nodeid: int, uid: int) -> pyfuse3.FileHandleT:
         """Open a directory for listing."""
         node = self._tree.table.get(nodeid)
         fd = os.open(proc_path(self._tree.directory_fd(node)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._directories[fd] = OpenDirectory(fd, node, [])
+        self._directories[fd] = OpenDirectory(fd, node, uid, [])
         return pyfuse3.FileHandleT(fd)
 
     def readdir(self, fh: int, offset: int, token: pyfuse3.ReaddirToken) -> None:

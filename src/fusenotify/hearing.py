@@ -5,6 +5,7 @@ file operations never wait for either.
 """
 
 import logging
+import threading
 import time
 from typing import Final
 
@@ -59,7 +60,8 @@ class Hearing:
         self._patience: tuple[float, int] | None = None  # until when, and for what up to which position, we wait
         self._told = 0  # since other tasks last had a turn
         self._waiters: list[tuple[int, trio.Event]] = []
-        watcher.on_data = self._wake
+        self._thread = threading.get_ident()
+        watcher.on_data = self.wake
 
     async def crawl(self) -> None:
         """Set every watch; from then on no change is missed."""
@@ -87,9 +89,9 @@ class Hearing:
         self._ended = True
 
     def note(self, operation: LocalOperation) -> None:
-        """Take note of an operation made through the mount; its event is published at its place in the stream."""
+        """Take note of an operation through the mount; its event is published at its place in the stream."""
         self._echoes.add(operation)
-        self._work.set()
+        self.wake()
 
     async def caught_up(self) -> None:
         """Return when everything that has happened on the backing tree before this call has been published."""
@@ -101,8 +103,13 @@ class Hearing:
         self._work.set()
         await done.wait()
 
-    def _wake(self) -> None:
-        self._work.set()
+    def wake(self) -> None:
+        """See to it that what there is to tell is told soon.
+
+        The thread that makes changes calls this too, in vain: the event loop waits for it, and looks afterwards itself.
+        """
+        if threading.get_ident() == self._thread:
+            self._work.set()
 
     def _publish(self, records: list[EventRecord]) -> None:
         if not self._ended:

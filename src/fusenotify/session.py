@@ -26,7 +26,9 @@ T = TypeVar("T")
 
 _STREAK: Final = 64  # requests served before other tasks get a turn
 _IDLE_LOOPS: Final = 8  # kept for the next handlers that park; each owns a request buffer of 1 MiB
-_MOST_THREADS: Final = 256  # parked handlers that wait in the kernel at the same time; more of them wait in line
+# Parked handlers that wait in the kernel at the same time, of all users and of one: more of them wait in line.
+_MOST_THREADS: Final = 1024
+_MOST_THREADS_OF_ONE: Final = 256
 # Makes requests on the mount. RELEASE may be behind: no more than 12 are in line at a time (`max_background`), and each
 # request lets so many more pass. It is a process of its own: a thread of ours that waits for our own answer would keep
 # the mount, and us, from ending when we are killed.
@@ -45,6 +47,7 @@ class FuseLoop:
         self._standby = trio.lowlevel.ParkingLot()
         self._start_another: Callable[[], None] = lambda: None
         self._limiter = trio.CapacityLimiter(_MOST_THREADS)
+        self._limiters: dict[int, trio.CapacityLimiter] = {}
         self._marking = trio.Lock()
         self._markers_begun = 0
         self._marker_answered = 0
@@ -58,10 +61,19 @@ class FuseLoop:
         finally:
             vars(pyfuse3)["trio"] = trio
 
-    async def park(self, function: Callable[..., T], *args: object) -> T:
-        """Run something slow in a thread, for the handler that calls this; other requests are served meanwhile."""
+    async def park(self, uid: int, function: Callable[..., T], *args: object) -> T:
+        """Run something slow in a thread, for the handler that calls this; other requests are served meanwhile.
+
+        `uid` is for whom: whoever waits for 256 things, such as leases, waits in line with the next and delays nobody.
+        """
         self.hand_over()
-        return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
+        own = self._limiters.setdefault(uid, trio.CapacityLimiter(_MOST_THREADS_OF_ONE))
+        try:
+            async with own:
+                return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
+        finally:
+            if not own.borrowed_tokens and not own.statistics().tasks_waiting:
+                self._limiters.pop(uid, None)
 
     async def quiet(self, mountpoint: str) -> None:
         """Return when every request that the kernel has queued by now has been read and answered or parked.
