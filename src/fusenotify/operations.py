@@ -224,8 +224,10 @@ class Operations(pyfuse3.Operations):
         _check_name(parent_inode, name)
         return await self._change(parent_inode, self._files.create, name, mode, flags, ctx)
 
-    @answering  # type: ignore[override]  # pyfuse3 takes any buffer
-    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes | memoryview:
+    @answering
+    async def read(  # type: ignore[override]  # pyfuse3 takes any buffer
+        self, fh: FileHandleT, off: int, size: int
+    ) -> bytes | memoryview:
         if fh >= FIRST_VIRTUAL:
             return self._queues.read(fh, size)
         if self._filesystems.is_in_memory(self._files.device_of(fh)):
