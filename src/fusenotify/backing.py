@@ -14,6 +14,7 @@ from typing import ClassVar, Final, Protocol
 from fusenotify import _linux
 from fusenotify._linux import proc_path
 from fusenotify.identity import FileHandle, Identity, InodeKey, InodeNumber
+from fusenotify.mountinfo import mount_id_of
 
 _BENEATH: Final = _linux.RESOLVE_BENEATH | _linux.RESOLVE_NO_SYMLINKS | _linux.RESOLVE_NO_MAGICLINKS
 # What name_to_handle_at(2) answers where a filesystem has no handles, and open_by_handle_at(2) without the capability.
@@ -135,12 +136,14 @@ class Backing:
     Attributes:
         root_fd: O_RDONLY descriptor of the root.
         root_key: its device and inode number.
+        forbidden_mounts: numbers of mounts below the root that are not to be touched: our own, which would wait for us.
         opens_handles: whether file handles can be had and opened here.
     """
 
     def __init__(self, source: str) -> None:
         self.root_fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.root_key = self._key(self.root_fd)
+        self.forbidden_mounts: frozenset[int] = frozenset()
         self._mount_fds: dict[int, int] = {self.root_key.device: self.root_fd}
         self._fsids: dict[int, int] = {self.root_key.device: os.fstatvfs(self.root_fd).f_fsid}
         self.opens_handles = self._try_handles()
@@ -178,7 +181,16 @@ class Backing:
         Raises:
             OSError: as from open(2).
         """
-        return self._found(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd))
+        return self._found(
+            self._touchable(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd))
+        )
+
+    def _touchable(self, fd: int) -> int:
+        """Return a descriptor, or close it and raise ELOOP where it is on a mount that is not to be touched."""
+        if self.forbidden_mounts and mount_id_of(fd) in self.forbidden_mounts:
+            os.close(fd)
+            raise OSError(errno.ELOOP, "a mount of the tree inside itself")
+        return fd
 
     def find_open(self, fd: int) -> Found:
         """Look up the object of an open descriptor, which stays the caller's."""
@@ -249,7 +261,10 @@ class Backing:
                 if base != self.root_fd:
                     os.close(base)
                 base = step
-            return _linux.openat2(base, path, flags, _BENEATH)
+            if self.forbidden_mounts and flags & os.O_DIRECTORY:
+                # Looked at before it is opened in earnest, which would already ask its daemon.
+                os.close(self._touchable(_linux.openat2(base, path, os.O_PATH | os.O_DIRECTORY, _BENEATH)))
+            return self._touchable(_linux.openat2(base, path, flags, _BENEATH))
         finally:
             if base != self.root_fd:
                 os.close(base)

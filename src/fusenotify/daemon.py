@@ -32,6 +32,7 @@ from fusenotify.passthrough import Passthrough
 from fusenotify.peer import Services
 from fusenotify.queuefile import QueueFiles
 from fusenotify.recorder import Recorder
+from fusenotify.root import Root
 from fusenotify.server import Server
 from fusenotify.session import FuseLoop
 from fusenotify.status import Replays, Status
@@ -72,6 +73,7 @@ class Daemon:
 
         self._table = InodeTable(self._backing.root_key.device)
         self._filesystems = Filesystems()
+        self._root = Root(self._backing, str(target.source), self._filesystems)
         self._changes = Changes()
         self._changes.on_progress = self._hearing.wake
         recorder = Recorder(self._watcher, self._hearing, self._changes, lambda: len(self._groups) > 0)
@@ -120,6 +122,7 @@ class Daemon:
                 nursery.start_soon(self._hearing.run)
                 for listener in listeners:
                     nursery.start_soon(Server(services, self._tree).serve, listener)
+                nursery.start_soon(self._root.run, mounting.device_of(self._target.mountpoint), self._hearing.lose_root)
                 nursery.start_soon(self._stop_at_signal)
                 nursery.start_soon(self._announce, on_ready)
                 await loop.run()
@@ -171,6 +174,7 @@ class Daemon:
             groups=len(self._groups),
             nodes=len(self._table),
             replays=Replays(),
+            state=self._root.state(has_left=self._translator.root_gone),
         )
 
 

@@ -17,12 +17,15 @@ from fusenotify.callers import process_of
 from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.echoes import Expectation, Name
 from fusenotify.identity import InodeKey
-from fusenotify.inodes import ROOT_NODEID, Node
+from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID, Node
 from fusenotify.passthrough import Context, Passthrough
 
 _HIDDEN: Final = QUEUE_DIRECTORY.encode()
 # What a caller's open flags mean to the mount alone, or would ask aligned buffers of the daemon.
 _NOT_PASSED_ON: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_DIRECT | os.O_TRUNC
+
+# What looking up the place of a dead or forbidden mount says.
+_UNREACHABLE: Final = frozenset({errno.ENOTCONN, errno.ELOOP, errno.ESTALE, errno.EIO, errno.EHOSTDOWN})
 
 
 @dataclass(slots=True)
@@ -53,6 +56,7 @@ class Files:
         self._tree = tree
         self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, OpenDirectory] = {}
+        self._nowhere = FIRST_VIRTUAL  # numbers below it are of no node
 
     def __len__(self) -> int:
         return len(self._files) + len(self._directories)
@@ -260,9 +264,22 @@ class Files:
             found = self._tree.backing.find(listing.fd, name)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno not in _UNREACHABLE:
+                raise
+            return self._unreachable(), None
         with contextlib.closing(found):
             node = self._tree.remember(listing.node, name, found)
             return entry_of(node, found.stat), node
+
+    def _unreachable(self) -> pyfuse3.EntryAttributes:
+        """Return what is listed of a name behind which is no more than a dead mount: looking it up says more."""
+        self._nowhere -= 1
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = pyfuse3.InodeT(self._nowhere)  # of no node, so that every use of it is ESTALE
+        entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR)
+        entry.entry_timeout = entry.attr_timeout = 0
+        return entry
 
     def releasedir(self, fh: int) -> None:
         """Close a directory."""

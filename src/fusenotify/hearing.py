@@ -88,6 +88,12 @@ class Hearing:
             self._publish(records)
         self._ended = True
 
+    async def lose_root(self) -> None:
+        """Tell what has happened until now, and then that the tree has gone."""
+        await self.caught_up()
+        for records in self._translator.end():
+            self._publish(records)
+
     def note(self, operation: LocalOperation) -> None:
         """Take note of an operation through the mount; its event is published at its place in the stream."""
         self._echoes.add(operation)

@@ -13,6 +13,7 @@ import stat
 import struct
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
@@ -165,9 +166,12 @@ def _check_apart(target: Target) -> None:
     mounts = read_mounts()
     source, mountpoint, state_dir = str(target.source), str(target.mountpoint), str(target.state_dir)
     own_mount = "the daemon would walk into its own mount and wait for itself forever"
-    if is_inside(mountpoint, source, mounts):
-        where = "is SOURCE itself" if mountpoint == source else f"lies inside SOURCE {source}"
-        raise EnvironmentProblem(f"MOUNTPOINT {mountpoint} {where}: {own_mount}. Take a mountpoint outside it")
+    for origin in _origins(source, mounts):
+        if is_inside(mountpoint, origin, mounts):
+            where = "is SOURCE itself" if mountpoint == source else f"lies inside SOURCE {source}"
+            if origin != source:
+                where = f"lies inside {origin}, which SOURCE {source} shows"
+            raise EnvironmentProblem(f"MOUNTPOINT {mountpoint} {where}: {own_mount}. Take a mountpoint outside it")
     if is_inside(source, mountpoint, mounts):
         raise EnvironmentProblem(
             f"SOURCE {source} lies inside MOUNTPOINT {mountpoint}, and the mount would cover it: {own_mount}. "
@@ -179,6 +183,18 @@ def _check_apart(target: Target) -> None:
             raise EnvironmentProblem(
                 f"the state directory {state_dir} lies inside {place}: {reason}. Give another with --state-dir DIR"
             )
+
+
+def _origins(source: str, mounts: list[MountEntry]) -> Iterator[str]:
+    """Yield a directory, and what it shows where it lies on a mount of ours, and so on."""
+    seen: set[str] = set()
+    while source not in seen:
+        yield source
+        seen.add(source)
+        mount = mount_at(source, mounts)
+        if mount is not None and mount.is_ours and os.path.isabs(mount.source):
+            inside = os.path.relpath(source, mount.mountpoint)
+            source = os.path.normpath(os.path.join(mount.source, mount.root.lstrip("/"), inside))
 
 
 def check_socket(path: str, target: Target) -> None:
@@ -355,6 +371,15 @@ def _fusermount_advice(complaint: str) -> str:
     if os.strerror(errno.EPERM) in complaint:
         return f"fusermount3 has to be setuid root. {_CONTAINER_ADVICE}"
     return "fusermount3 mounts only where the user may write, and owns the directory if it is sticky"
+
+
+def device_of(mountpoint: Path) -> int:
+    """Return the device number of the mount at a path, without touching it."""
+    mount = mount_at(str(mountpoint), read_mounts())
+    if mount is None:
+        raise NotAMount(f"{mountpoint} is on no mount")
+    major, minor = map(int, mount.device.split(":"))
+    return os.makedev(major, minor)
 
 
 def unmount(mountpoint: str, *, lazy: bool) -> None:
