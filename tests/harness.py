@@ -52,10 +52,10 @@ class Mount:
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read_log)
         self._reader.start()
-        line = self._lines.get(timeout=PATIENCE)
-        if line is None or "is mounted at" not in line:
-            self.close()
-            raise AssertionError(f"the daemon did not start: {self.log}")
+        while "is mounted at" not in (line := self._lines.get(timeout=PATIENCE) or ""):
+            if not line:
+                self.close()
+                raise AssertionError(f"the daemon did not start: {self.log}")
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None

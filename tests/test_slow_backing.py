@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from fusenotify import _linux
+from fusenotify import _linux, filesystems
 from fusenotify.mountinfo import mount_of
 from tests.filesystems import filesystem
 from tests.harness import PATIENCE, Mount, Watch, run
@@ -214,3 +215,98 @@ def test_a_signal_takes_a_mount_away_while_a_change_hangs(freezer: Freezer) -> N
     freezer.finish()
     assert (mount.source / "changed" / "new").is_dir()
     assert mount.process.wait(PATIENCE) == 0
+
+
+# --- a filesystem that is silent --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def nested(directory: Path) -> Iterator[tuple[Mount, Mount]]:
+    """Yield a mount (outer), and another (inner) inside its backing tree, whose daemon can be stopped."""
+    with contextlib.ExitStack() as stack:
+        for name in ("source/inside", "source/other", "state", "mount", "inner", "inner-state"):
+            (directory / name).mkdir(parents=True)
+        (directory / "inner" / "file").write_text("inner")
+        (directory / "source" / "other" / "file").write_text("outer")
+        inner = Mount(directory / "inner", directory / "source" / "inside", directory / "inner-state")
+        stack.callback(inner.close)
+        yield Mount(directory / "source", directory / "mount", directory / "state"), inner
+
+
+def test_a_silent_filesystem_inside_keeps_those_waiting_who_use_it(
+    directory: Path, watching: Callable[..., Watch]
+) -> None:
+    with nested(directory) as (outer, inner), contextlib.ExitStack() as stack:
+        stack.callback(outer.close)
+        stack.callback(inner.process.send_signal, signal.SIGCONT)
+        watches = [watching(outer.mountpoint), watching(f"unix:{outer.socket}")]
+        inside = outer.mountpoint / "inside"
+        assert (inside / "file").read_text() == "inner"
+        time.sleep(2 * filesystems._TRUST)
+        numbers = {entry.name: entry.inode() for entry in os.scandir(outer.mountpoint)}
+        assert numbers["inside"] < (1 << 61) + (1 << 60)  # it has been looked at
+        held = [
+            subprocess.Popen(
+                ["sh", "-c", command], cwd=outer.mountpoint, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            for command in (
+                "exec 3< inside/file; echo ready; read go; cat <&3",
+                "cd inside; echo ready; read go; ls file",
+            )
+        ]
+        for holder in held:
+            stack.callback(holder.communicate)
+            stack.callback(holder.kill)
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "ready\n"
+        inner.process.send_signal(signal.SIGSTOP)
+        time.sleep(2 * filesystems._TRUST)  # the time for which an answer counts has to pass
+        users = [
+            subprocess.Popen(["sh", "-c", command], cwd=outer.mountpoint)
+            for command in (
+                "test -e inside", "test -e inside/file", "ls inside > /dev/null", "echo x > inside/new",
+                "mkdir inside/made",
+            )
+        ]  # fmt: skip
+        for user in users:
+            stack.callback(user.wait)
+            stack.callback(user.kill)
+        for holder in held:
+            assert holder.stdin is not None
+            holder.stdin.write("go\n")
+            holder.stdin.flush()
+        for number in range(20):
+            (outer.mountpoint / "other" / f"{number}").write_text("served")
+            assert (outer.mountpoint / "other" / "file").read_text() == "outer"
+            assert sorted(os.listdir(outer.mountpoint)) == ["inside", "other"]
+            (outer.source / "other" / f"remote-{number}").mkdir()
+            for watch in watches:
+                watch.until(f"other/remote-{number}")
+        assert run("status", outer.mountpoint).returncode == 0
+        assert any(user.poll() is None for user in users)
+        inner.process.send_signal(signal.SIGCONT)
+        assert [user.wait(PATIENCE) for user in users] == [0] * len(users)
+        assert [holder.communicate(timeout=PATIENCE)[0] for holder in held] == ["inner", "file\n"]
+        assert (inner.source / "new").read_text() == "x\n"
+        assert (inner.source / "made").is_dir()
+
+
+def test_a_daemon_starts_and_ends_beside_a_silent_filesystem(directory: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        for name in ("source/inside", "source/other", "state", "mount", "inner", "inner-state"):
+            (directory / name).mkdir(parents=True)
+        inner = Mount(directory / "inner", directory / "source" / "inside", directory / "inner-state")
+        stack.callback(inner.close)
+        inner.process.send_signal(signal.SIGSTOP)
+        outer = Mount(directory / "source", directory / "mount", directory / "state")
+        stack.callback(outer.close)
+        assert json.loads(run("status", "--json", outer.mountpoint).stdout)["deaf"] == 1
+        assert sorted(os.listdir(outer.mountpoint)) == ["inside", "other"]
+        user = subprocess.Popen(["ls", outer.mountpoint / "inside"], stderr=subprocess.DEVNULL)
+        stack.callback(user.wait)
+        stack.callback(user.kill)
+        (outer.mountpoint / "other" / "file").write_text("served")
+        assert outer.stop() == 0
+        assert mount_of(str(outer.mountpoint)) is None
+        assert user.wait(PATIENCE) != 0
+    assert "changes below inside are not heard: that filesystem is silent" in outer.log

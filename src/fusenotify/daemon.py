@@ -23,10 +23,10 @@ from fusenotify.echoes import Echoes
 from fusenotify.errors import EnvironmentProblem, NotAMount
 from fusenotify.events import format_cursor
 from fusenotify.files import Files
+from fusenotify.filesystems import Filesystems
 from fusenotify.groups import Groups
 from fusenotify.hearing import Hearing
 from fusenotify.inodes import InodeTable
-from fusenotify.mountinfo import Filesystems
 from fusenotify.operations import Operations
 from fusenotify.passthrough import Passthrough
 from fusenotify.peer import Services
@@ -44,6 +44,7 @@ from fusenotify.watchers.inotify import InotifyWatcher
 log = logging.getLogger(__name__)
 
 _NICE = -10
+_ANSWER = 2.0  # seconds that a filesystem of others gets to answer before its directories are left unwatched
 _GRACE = 1.0  # seconds that listeners get to read their last events
 
 
@@ -61,25 +62,25 @@ class Daemon:
 
         self._backing = Backing(str(target.source))
         stack.callback(self._backing.close)
+        self._filesystems = Filesystems(str(target.source))
         self._watcher = InotifyWatcher()
         stack.callback(self._watcher.close)
         echoes = Echoes()
         self._tree = Tree(self._backing.root_key)
         stream = Stream(self._watcher)
-        crawler = Crawler(self._backing, self._watcher, stream, self._tree)
+        crawler = Crawler(self._backing, self._watcher, stream, self._tree, self._filesystems)
         self._translator = Translator(self._backing, self._watcher, stream, crawler, self._tree, echoes)
         self._groups = Groups(self._tree, owner=os.geteuid(), watch_other=options.watch_other)
         self._hearing = Hearing(self._watcher, stream, self._translator, crawler, echoes, self._groups)
 
         self._table = InodeTable(self._backing.root_key.device)
-        self._filesystems = Filesystems()
         self._root = Root(self._backing, str(target.source), self._filesystems)
         self._changes = Changes()
         self._changes.on_progress = self._hearing.wake
         recorder = Recorder(self._watcher, self._hearing, self._changes, lambda: len(self._groups) > 0)
         self._passthrough = Passthrough(self._backing, self._table, recorder)
         stack.callback(self._passthrough.close)
-        self._files = Files(self._passthrough)
+        self._files = Files(self._passthrough, self._filesystems)
         stack.callback(self._files.close)
 
     async def run(self, listen: Sequence[str], on_ready: Callable[[], None]) -> None:
@@ -88,6 +89,7 @@ class Daemon:
         Raises:
             EnvironmentProblem: the tree cannot be watched or mounted.
         """
+        await self._ask_distant()
         await self._hearing.crawl()
         _spare_the_collector()
         async with AsyncExitStack() as stack:
@@ -123,18 +125,26 @@ class Daemon:
                 for listener in listeners:
                     nursery.start_soon(Server(services, self._tree).serve, listener)
                 nursery.start_soon(self._root.run, mounting.device_of(self._target.mountpoint), self._hearing.lose_root)
-                nursery.start_soon(self._stop_at_signal)
+                nursery.start_soon(self._stop_at_signal, loop)
                 nursery.start_soon(self._announce, on_ready)
                 await loop.run()
                 await self._say_goodbye()
                 nursery.cancel_scope.cancel()
+
+    async def _ask_distant(self) -> None:
+        """Find out which of the filesystems in the tree are silent, before they are looked at."""
+        with trio.move_on_after(_ANSWER):
+            async with trio.open_nursery() as nursery:
+                for device in self._filesystems.distant:
+                    ask = functools.partial(trio.to_thread.run_sync, self._filesystems.ask, device)
+                    nursery.start_soon(functools.partial(ask, abandon_on_cancel=True))
 
     async def _announce(self, on_ready: Callable[[], None]) -> None:
         """Call `on_ready` when the mount answers."""
         await trio.to_thread.run_sync(os.stat, self._target.mountpoint)
         on_ready()
 
-    async def _stop_at_signal(self) -> None:
+    async def _stop_at_signal(self, loop: FuseLoop) -> None:
         for ours in (signal.SIGINT, signal.SIGTERM):
             signal.signal(ours, signal.SIG_IGN)  # what the receiver leaves behind: by then we are ending anyway
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -147,6 +157,7 @@ class Daemon:
                     pass  # somebody was faster
                 except EnvironmentProblem as error:
                     log.warning("%s", error)
+                loop.abandon()
                 pyfuse3.terminate()
                 return
 

@@ -16,6 +16,7 @@ from fusenotify.attributes import attributes_of, entry_of
 from fusenotify.callers import process_of
 from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.echoes import Expectation, Name
+from fusenotify.filesystems import Filesystems
 from fusenotify.identity import InodeKey
 from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID, Node
 from fusenotify.passthrough import Context, Passthrough
@@ -52,7 +53,8 @@ class OpenDirectory:
 class Files:
     """What is open on the backing tree on behalf of programs on the mount. A handle is the number of our descriptor."""
 
-    def __init__(self, tree: Passthrough) -> None:
+    def __init__(self, tree: Passthrough, filesystems: Filesystems) -> None:
+        self._filesystems = filesystems
         self._tree = tree
         self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, OpenDirectory] = {}
@@ -178,8 +180,8 @@ class Files:
         return memoryview(buffer)[:count]
 
     def device_of(self, fh: int) -> int:
-        """Return the device number of an open file's filesystem."""
-        return self._files[fh].node.key.device
+        """Return the device number of the filesystem of an open file or directory."""
+        return (self._files.get(fh) or self._directories[fh]).node.key.device
 
     def user_of(self, fh: int) -> int:
         """Return who has opened a file or directory."""
@@ -260,6 +262,8 @@ class Files:
             return attributes_of(os.stat(known, dir_fd=listing.fd)), None
         if name == _HIDDEN:
             return None
+        if name in self._filesystems.doors and not all(map(self._filesystems.answers, self._filesystems.doors[name])):
+            return self._unreachable(), None
         try:
             found = self._tree.backing.find(listing.fd, name)
         except FileNotFoundError:
@@ -273,7 +277,7 @@ class Files:
             return entry_of(node, found.stat), node
 
     def _unreachable(self) -> pyfuse3.EntryAttributes:
-        """Return what is listed of a name behind which is no more than a dead mount: looking it up says more."""
+        """Return what is listed of a name behind which a mount is dead, or may be silent: looking it up says more."""
         self._nowhere -= 1
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(self._nowhere)  # of no node, so that every use of it is ESTALE

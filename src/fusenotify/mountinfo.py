@@ -13,8 +13,6 @@ from typing import Final
 from fusenotify.config import QUEUE_FILE
 
 FS_TYPE: Final = "fuse.fusenotify"
-# Filesystems that have nothing to wait for.
-_IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 
 
 @dataclass(frozen=True)
@@ -133,30 +131,6 @@ def mount_at(path: str, mounts: Iterable[MountEntry]) -> MountEntry | None:
             return found
         shortest = min(len(child.mountpoint) for child in on_the_way)
         found = [child for child in on_the_way if len(child.mountpoint) == shortest][-1]
-
-
-class Filesystems:
-    """Of what type the filesystems of a tree are, by device number."""
-
-    def __init__(self) -> None:
-        self._types: dict[int, str] = {}
-
-    def is_in_memory(self, device: int) -> bool:
-        """Return whether a filesystem (`st_dev`) keeps everything in memory."""
-        return self.type_of(device) in _IN_MEMORY
-
-    def type_of(self, device: int) -> str:
-        """Return the type of a filesystem, such as "ext4"; empty where mount tables do not show it."""
-        found = self._types.get(device)
-        if found is None:
-            numbers = f"{os.major(device)}:{os.minor(device)}"
-            types = (mount.fs_type for mount in read_mounts() if mount.device == numbers)
-            found = self._types[device] = next(types, "")
-        return found
-
-    def forget(self) -> None:
-        """Take note that something has been mounted or unmounted: a device number may be another filesystem's."""
-        self._types.clear()
 
 
 def mount_id_of(fd: int) -> int:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, FUSEError, InodeT, ModeT, XAttrNameT
 
 from fusenotify.changes import Changes
 from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.files import Files
+from fusenotify.filesystems import Filesystems
 from fusenotify.inodes import FIRST_VIRTUAL
-from fusenotify.mountinfo import Filesystems
 from fusenotify.passthrough import Context, Passthrough
 from fusenotify.queuefile import QueueFiles
 from fusenotify.session import FuseLoop
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 _RESERVED: Final = QUEUE_DIRECTORY.encode()
+_LISTING_PATIENCE: Final = 0.2  # seconds that a filesystem gets to answer before it is listed unseen
 _ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
 
@@ -78,9 +80,35 @@ class Operations(pyfuse3.Operations):
 
     async def _change(self, nodeid: int, function: Callable[..., T], *args: object) -> T:
         """Make a change of a node, or of what is in it, by a function whose first argument that node is."""
+        await self._reach(nodeid, *(arg for arg in args if isinstance(arg, bytes)))
         in_memory = self._filesystems.is_in_memory(self._tree.table.get(nodeid).key.device)
         make = self._changes.here if in_memory else self._changes.run
         return await make(self._loop.hand_over, function, nodeid, *args)
+
+    async def _reach(self, nodeid: int, *names: bytes) -> None:
+        """Return when the filesystems of a node, and of what has these names in it, answer."""
+        if not self._filesystems.distant:
+            return
+        await self._await_answer(self._tree.table.get(nodeid).key.device)
+        for name in names:
+            for device in self._filesystems.doors.get(name, ()):
+                await self._await_answer(device)
+
+    async def _reach_open(self, fh: int) -> None:
+        """Return when the filesystem of an open file or directory answers."""
+        if self._filesystems.distant:
+            await self._await_answer(self._files.device_of(fh))
+
+    async def _await_answer(self, device: int) -> None:
+        if not self._filesystems.answers(device):
+            await self._loop.park_until_the_end(-device, self._filesystems.ask, device)
+
+    async def _ask_doors(self) -> None:
+        """Find out which filesystems that a listing may show are silent: it does not look at those."""
+        for device in {device for devices in self._filesystems.doors.values() for device in devices}:
+            if not self._filesystems.is_silent(device):
+                with trio.move_on_after(_LISTING_PATIENCE):
+                    await self._await_answer(device)
 
     # --- names -------------------------------------------------------------------------------------------------------
 
@@ -90,6 +118,7 @@ class Operations(pyfuse3.Operations):
             return self._queues.lookup(parent_inode, name)
         if name == _RESERVED:
             return self._queues.lookup_in(self._tree.table.get(parent_inode))
+        await self._reach(parent_inode, name)
         return self._tree.lookup(parent_inode, name)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
@@ -150,13 +179,17 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def readlink(self, inode: InodeT, ctx: Context) -> FileNameT:
+        await self._reach(inode)
         return FileNameT(self._tree.readlink(inode))
 
     # --- attributes --------------------------------------------------------------------------------------------------
 
     @answering
     async def getattr(self, inode: InodeT, ctx: Context) -> EntryAttributes:
-        return self._queues.getattr(inode) if inode >= FIRST_VIRTUAL else self._tree.getattr(inode)
+        if inode >= FIRST_VIRTUAL:
+            return self._queues.getattr(inode)
+        await self._reach(inode)
+        return self._tree.getattr(inode)
 
     @answering
     async def setattr(
@@ -180,11 +213,15 @@ class Operations(pyfuse3.Operations):
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: Context) -> bytes:
         if inode >= FIRST_VIRTUAL:
             raise FUSEError(errno.ENODATA)
+        await self._reach(inode)
         return self._tree.getxattr(inode, name)
 
     @answering
     async def listxattr(self, inode: InodeT, ctx: Context) -> Sequence[XAttrNameT]:
-        return [] if inode >= FIRST_VIRTUAL else [XAttrNameT(name) for name in self._tree.listxattr(inode, ctx)]
+        if inode >= FIRST_VIRTUAL:
+            return []
+        await self._reach(inode)
+        return [XAttrNameT(name) for name in self._tree.listxattr(inode, ctx)]
 
     @answering
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: Context) -> None:
@@ -207,6 +244,7 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: Context) -> FileInfo:
         if inode >= FIRST_VIRTUAL:
             return await self._queues.open(inode, ctx)
+        await self._reach(inode)
         while True:
             try:
                 if flags & os.O_TRUNC:
@@ -230,6 +268,7 @@ class Operations(pyfuse3.Operations):
     ) -> bytes | memoryview:
         if fh >= FIRST_VIRTUAL:
             return self._queues.read(fh, size)
+        await self._reach_open(fh)
         if self._filesystems.is_in_memory(self._files.device_of(fh)):
             return self._files.read(fh, off, size)
         data = self._files.read_at_once(fh, off, size)
@@ -241,6 +280,7 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         if fh >= FIRST_VIRTUAL:
             return self._queues.write(fh, buf)
+        await self._reach_open(fh)
         in_memory = self._filesystems.is_in_memory(self._files.device_of(fh))
         write = self._changes.here if in_memory else self._changes.run
         return await write(self._loop.hand_over, self._files.write, fh, off, buf)
@@ -253,6 +293,7 @@ class Operations(pyfuse3.Operations):
     @answering
     async def flush(self, fh: FileHandleT) -> None:
         if fh < FIRST_VIRTUAL:
+            await self._reach_open(fh)
             self._files.flush(fh)
 
     @answering
@@ -273,13 +314,19 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def opendir(self, inode: InodeT, ctx: Context) -> FileHandleT:
-        return self._queues.opendir(inode) if inode >= FIRST_VIRTUAL else self._files.opendir(inode, ctx.uid)
+        if inode >= FIRST_VIRTUAL:
+            return self._queues.opendir(inode)
+        await self._reach(inode)
+        return self._files.opendir(inode, ctx.uid)
 
     @answering
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         if fh >= FIRST_VIRTUAL:
             self._queues.readdir(fh, start_id, token)
         else:
+            await self._reach_open(fh)
+            if start_id == 0:
+                await self._ask_doors()
             self._files.readdir(fh, start_id, token)
 
     @answering

@@ -16,7 +16,8 @@ from inotify_simple import INotify, flags
 
 from fusenotify._linux import proc_path
 from fusenotify.backing import Backing
-from fusenotify.mountinfo import Filesystems, MountEntry, is_inside, mount_id_of, read_mounts
+from fusenotify.filesystems import Filesystems
+from fusenotify.mountinfo import MountEntry, is_inside, mount_id_of, read_mounts
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Root:
         with changes_of_mounts() as changes:
             while True:
                 mounts = read_mounts()
-                self._filesystems.forget()
+                self._filesystems.look(mounts)
                 self._forbid(device, mounts)
                 if self._mount_id not in (mount.mount_id for mount in mounts):
                     await self._lose(UNMOUNTED, on_gone)
