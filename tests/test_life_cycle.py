@@ -17,7 +17,7 @@ from fusenotify import _linux, mounting
 from fusenotify.config import MountFlag, MountOptions
 from fusenotify.mountinfo import mount_of
 from tests.filesystems import filesystem
-from tests.harness import Mount, Watch, mounted, run
+from tests.harness import Mount, Watch, mounted, patched, run
 
 _MS_BIND = 4096
 
@@ -115,6 +115,25 @@ def test_an_unmounted_root(directory: Path, stack: ExitStack, watching: Start) -
     subprocess.run(["umount", "--lazy", source], check=True)
     assert [line["kind"] for line in until_unmount(watch)] == ["unmount"]
     assert state_of(mount.mountpoint) == "unmounted"
+
+
+_NO_INSTANCE = """
+from fusenotify import root
+
+def none_left(**kwargs):
+    raise OSError(24, "Too many open files")
+
+root.INotify = none_left
+"""
+
+
+def test_a_root_whose_parent_cannot_be_watched(directory: Path) -> None:
+    with patched(directory, _NO_INSTANCE) as mount:
+        (mount.mountpoint / "file").write_text("served")
+        mount.source.joinpath("file").unlink()
+        mount.source.rmdir()
+        assert error_of((mount.mountpoint / "new").mkdir) == "ENOENT"
+        assert mount.stop() == 0
 
 
 def test_deletions_beside_the_root_do_not_matter(mount: Mount, watching: Start) -> None:

@@ -124,7 +124,7 @@ class Daemon:
                 nursery.start_soon(self._hearing.run)
                 for listener in listeners:
                     nursery.start_soon(Server(services, self._tree).serve, listener)
-                nursery.start_soon(self._root.run, mounting.device_of(self._target.mountpoint), self._hearing.lose_root)
+                nursery.start_soon(self._root.run, str(self._target.mountpoint), self._hearing.lose_root)
                 nursery.start_soon(self._stop_at_signal, loop)
                 nursery.start_soon(self._announce, on_ready)
                 await loop.run()

@@ -373,15 +373,6 @@ def _fusermount_advice(complaint: str) -> str:
     return "fusermount3 mounts only where the user may write, and owns the directory if it is sticky"
 
 
-def device_of(mountpoint: Path) -> int:
-    """Return the device number of the mount at a path, without touching it."""
-    mount = mount_at(str(mountpoint), read_mounts())
-    if mount is None:
-        raise NotAMount(f"{mountpoint} is on no mount")
-    major, minor = map(int, mount.device.split(":"))
-    return os.makedev(major, minor)
-
-
 def unmount(mountpoint: str, *, lazy: bool) -> None:
     """Take a fusenotify mount away; with `lazy` at once, also a dead one, whoever still uses it.
 

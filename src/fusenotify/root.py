@@ -41,36 +41,43 @@ class Root:
         """Return what has become of the root; `has_left` is whether the watcher has heard of its end."""
         return MOVED if has_left and self._state == IN_PLACE else self._state
 
-    async def run(self, device: int, on_gone: Callable[[], Awaitable[None]]) -> None:
-        """Call `on_gone` once, when the root has been deleted or unmounted; `device` is the own mount's number."""
+    async def run(self, mountpoint: str, on_gone: Callable[[], Awaitable[None]]) -> None:
+        """Call `on_gone` once, when the root has been deleted or unmounted; `mountpoint` is where it is shown."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._await_deletion, on_gone)
-            nursery.start_soon(self._follow_mounts, device, on_gone)
+            nursery.start_soon(self._follow_mounts, mountpoint, on_gone)
 
     async def _await_deletion(self, on_gone: Callable[[], Awaitable[None]]) -> None:
-        with _deletions_in_parent(self._backing.root_fd) as deletions:
+        if self._backing.root_key.device in self._filesystems.distant:
+            return  # where even looking may take for ever, and deletions are not heard
+        with contextlib.ExitStack() as stack:
+            try:
+                deletions = _deletions_in_parent(self._backing.root_fd, stack)
+            except OSError as error:
+                log.info("a deletion of SOURCE will not be heard, its parent cannot be watched: %s", error.strerror)
+                return
             while os.fstat(self._backing.root_fd).st_nlink > 0:
                 await trio.lowlevel.wait_readable(deletions.fileno())
                 deletions.read(timeout=0)
         await self._lose(DELETED, on_gone)
 
-    async def _follow_mounts(self, device: int, on_gone: Callable[[], Awaitable[None]]) -> None:
+    async def _follow_mounts(self, mountpoint: str, on_gone: Callable[[], Awaitable[None]]) -> None:
+        own: str | None = None
         with changes_of_mounts() as changes:
             while True:
                 mounts = read_mounts()
                 self._filesystems.look(mounts)
-                self._forbid(device, mounts)
+                shown = (mount.device for mount in mounts if mount.is_ours and mount.mountpoint == mountpoint)
+                own = own or next(shown, None)
+                self._forbid([mount for mount in mounts if mount.device == own], mounts)
                 if self._mount_id not in (mount.mount_id for mount in mounts):
                     await self._lose(UNMOUNTED, on_gone)
                 await trio.lowlevel.wait_readable(changes.fileno())
 
-    def _forbid(self, device: int, mounts: list[MountEntry]) -> None:
+    def _forbid(self, own: list[MountEntry], mounts: list[MountEntry]) -> None:
         """Keep out of our own mount where somebody has mounted it inside SOURCE: we would wait for ourselves."""
-        numbers = f"{os.major(device)}:{os.minor(device)}"
         known = self._backing.forbidden_mounts
-        inside = [
-            mount for mount in mounts if mount.device == numbers and is_inside(mount.mountpoint, self._source, mounts)
-        ]
+        inside = [mount for mount in own if is_inside(mount.mountpoint, self._source, mounts)]
         for mount in inside:
             if mount.mount_id not in known:
                 log.warning("SOURCE has its own mount inside it, at %s: that is ELOOP", mount.mountpoint)
@@ -91,13 +98,9 @@ def changes_of_mounts() -> Iterator[select.epoll]:
         yield changes
 
 
-def _deletions_in_parent(root_fd: int) -> INotify:
-    inotify = INotify(nonblocking=True)
+def _deletions_in_parent(root_fd: int, stack: contextlib.ExitStack) -> INotify:
+    inotify = stack.enter_context(INotify(nonblocking=True))
     parent = os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
-    try:
-        inotify.add_watch(proc_path(parent), flags.DELETE | flags.ONLYDIR)
-    except OSError as error:
-        log.info("the deletion of SOURCE will not be heard, as its parent cannot be watched: %s", error.strerror)
-    finally:
-        os.close(parent)
+    stack.callback(os.close, parent)
+    inotify.add_watch(proc_path(parent), flags.DELETE | flags.ONLYDIR)
     return inotify
