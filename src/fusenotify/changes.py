@@ -54,11 +54,6 @@ class Changes:
         self._job: _Job | None = None
         self._mutex = threading.Lock()
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a change hangs in the kernel."""
-        return self._turn.locked()
-
     async def here(self, hand_over: Callable[[], None], function: Callable[..., T], *args: object) -> T:
         """Make a change on this very thread, as it cannot take long, when no other is under way.
 
