@@ -26,7 +26,7 @@ _HIDDEN: Final = QUEUE_DIRECTORY.encode()
 _NOT_PASSED_ON: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_DIRECT | os.O_TRUNC
 
 # What looking up the place of a dead or forbidden mount says.
-_UNREACHABLE: Final = frozenset({errno.ENOTCONN, errno.ELOOP, errno.ESTALE, errno.EIO, errno.EHOSTDOWN})
+_UNREACHABLE: Final = frozenset({errno.ENOTCONN, errno.ELOOP, errno.ESTALE, errno.EHOSTDOWN})
 
 
 @dataclass(slots=True)
