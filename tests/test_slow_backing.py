@@ -205,6 +205,16 @@ def test_those_who_want_to_change_something_wait_in_line(freezer: Freezer, watch
     assert (mount.source / "memory" / "new").is_dir()
 
 
+def test_a_change_that_hung_has_the_umask_of_who_made_it(freezer: Freezer) -> None:
+    mount = freezer.mount
+    freezer.freeze()
+    freezer.start("umask 077; mkdir strict")
+    freezer.start("umask 0; cd ../other; mkdir open")
+    freezer.finish()
+    assert (mount.source / "changed" / "strict").stat().st_mode & 0o777 == 0o700
+    assert (mount.source / "other" / "open").stat().st_mode & 0o777 == 0o777
+
+
 def test_a_signal_takes_a_mount_away_while_a_change_hangs(freezer: Freezer) -> None:
     """Whoever made the change, and the daemon, end when the kernel lets go of it, as they would without us."""
     mount = freezer.mount

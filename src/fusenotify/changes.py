@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from fusenotify._linux import SYS_FUTEX
+from fusenotify._linux import SYS_FUTEX, unshare_umask
 
 T = TypeVar("T")
 
@@ -144,6 +144,7 @@ class Changes:
     # --- the thread's side -------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        unshare_umask()  # which a change sets to its caller's: others may do so while it hangs
         while True:
             self._job = job = self._jobs.get()
             try:
