@@ -40,14 +40,10 @@ class _Job:
 
 
 class Changes:
-    """Runs what changes the backing tree, one at a time.
-
-    Attributes:
-        on_progress: called on the event loop's thread when the other thread has worked for a while.
-    """
+    """Runs what changes the backing tree, one at a time."""
 
     def __init__(self) -> None:
-        self.on_progress: Callable[[], None] = lambda: None
+        self._calls: list[Callable[[], None]] = []  # for the event loop, as soon as it goes on
         self._turn = trio.Lock()
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -105,6 +101,17 @@ class Changes:
             if job.left:
                 self._come_back(job)
 
+    def on_loop(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Return what a change can call in place of a function that is for the event loop's thread, as trio's are."""
+
+        def call() -> None:
+            if threading.current_thread() is self._thread:
+                self._calls.append(function)
+            else:
+                function()
+
+        return call
+
     # --- the event loop's side ---------------------------------------------------------------------------------------
 
     def _start(self, job: _Job) -> None:
@@ -122,7 +129,9 @@ class Changes:
                 if job.in_call and self._is_kept_by_the_kernel():
                     job.left = True
                     break
-        self.on_progress()
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call()
         return job.left
 
     def _is_kept_by_the_kernel(self) -> bool:

@@ -71,12 +71,13 @@ class Daemon:
         crawler = Crawler(self._backing, self._watcher, stream, self._tree, self._filesystems)
         self._translator = Translator(self._backing, self._watcher, stream, crawler, self._tree, echoes)
         self._groups = Groups(self._tree, owner=os.geteuid(), watch_other=options.watch_other)
-        self._hearing = Hearing(self._watcher, stream, self._translator, crawler, echoes, self._groups)
+        self._changes = Changes()
+        self._hearing = Hearing(
+            self._watcher, stream, self._translator, crawler, echoes, self._groups, self._changes.on_loop
+        )
 
         self._table = InodeTable(self._backing.root_key.device)
         self._root = Root(self._backing, str(target.source), self._filesystems)
-        self._changes = Changes()
-        self._changes.on_progress = self._hearing.wake
         recorder = Recorder(self._watcher, self._hearing, self._changes, lambda: len(self._groups) > 0)
         self._passthrough = Passthrough(self._backing, self._table, recorder)
         stack.callback(self._passthrough.close)

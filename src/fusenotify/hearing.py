@@ -5,8 +5,8 @@ file operations never wait for either.
 """
 
 import logging
-import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -42,7 +42,9 @@ class Hearing:
         crawler: Crawler,
         echoes: Echoes,
         groups: Groups,
+        on_loop: Callable[[Callable[[], None]], Callable[[], None]],
     ) -> None:
+        """Wire it up; `on_loop` makes a function callable for changes, which run on another thread."""
         self._watcher = watcher
         self._stream = stream
         self._translator = translator
@@ -60,7 +62,7 @@ class Hearing:
         self._patience: tuple[float, int] | None = None  # until when, and for what up to which position, we wait
         self._told = 0  # since other tasks last had a turn
         self._waiters: list[tuple[int, trio.Event]] = []
-        self._thread = threading.get_ident()
+        self.wake = on_loop(self._wake)  # to be called when there may be something to tell
         watcher.on_data = self.wake
 
     async def crawl(self) -> None:
@@ -95,9 +97,11 @@ class Hearing:
             self._publish(records)
 
     def note(self, operation: LocalOperation) -> None:
-        """Take note of an operation through the mount; its event is published at its place in the stream."""
+        """Take note of an operation through the mount that begins now; `wake` is to be called when it has been made.
+
+        Its event is published at its place in the stream.
+        """
         self._echoes.add(operation)
-        self.wake()
 
     async def caught_up(self) -> None:
         """Return when everything that has happened on the backing tree before this call has been published."""
@@ -109,13 +113,8 @@ class Hearing:
         self._work.set()
         await done.wait()
 
-    def wake(self) -> None:
-        """See to it that what there is to tell is told soon.
-
-        The thread that makes changes calls this too, in vain: the event loop waits for it, and looks afterwards itself.
-        """
-        if threading.get_ident() == self._thread:
-            self._work.set()
+    def _wake(self) -> None:
+        self._work.set()
 
     def _publish(self, records: list[EventRecord]) -> None:
         if not self._ended:

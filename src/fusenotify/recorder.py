@@ -56,6 +56,7 @@ class Recorder:
             raise
         finally:
             operation.end = self._watcher.drain()
+            self._hearing.wake()
         self._noted = expectations
 
     def name(self, directory: Node, name: bytes) -> Name:
