@@ -281,6 +281,32 @@ def filled(directory: Path) -> None:
     os.close(fd)
 
 
+# After 100 000 bytes the backing filesystem says that a quota is used up. (Kernels without quotas run these tests too.)
+_QUOTA = """
+import errno, os
+from fusenotify.files import Files
+write = Files.write
+
+def limited(self, fh, offset, data):
+    if offset >= 100_000:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    return write(self, fh, offset, data[: 100_000 - offset])
+
+Files.write = limited
+"""
+
+
+def test_a_quota_that_is_used_up(directory: Path) -> None:
+    with patched(directory, _QUOTA) as mount:
+        written = 0
+        fd = os.open(mount.mountpoint / "file", os.O_CREAT | os.O_WRONLY)
+        with pytest.raises(OSError, match="Disk quota exceeded"):  # noqa: PT012 - whichever does not fit
+            while True:
+                written += os.write(fd, bytes(30_000))
+        os.close(fd)
+        assert (mount.source / "file").stat().st_size == written == 100_000
+
+
 def test_no_inode_left(directory: Path, stack: ExitStack, watching: Start) -> None:
     source = directory / "source"
     source.mkdir()
