@@ -291,6 +291,35 @@ def test_a_reader_that_has_had_enough_ends_it_without_a_word(mount: Mount) -> No
         assert process.stderr.read() == b""
 
 
+def test_a_reader_that_has_had_enough_ends_it_on_an_idle_tree(mount: Mount) -> None:
+    """As in `watch | head -1`: nothing more is written, so nothing tells of the closed pipe but the pipe."""
+    with subprocess.Popen(
+        [*FUSENOTIFY, "watch", "--json", mount.mountpoint], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert b'"ready"' in process.stdout.readline()
+        process.stdout.close()
+        try:
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+        assert process.stderr.read() == b""
+
+
+def test_output_goes_to_a_file_too(mount: Mount, directory: Path) -> None:
+    with (directory / "out").open("wb") as out:
+        done = subprocess.Popen(
+            [*FUSENOTIFY, "watch", "--events", "1", mount.mountpoint], stdout=out, stderr=subprocess.PIPE
+        )
+        with done:
+            assert done.stderr is not None
+            assert b"watching" in done.stderr.readline()
+            (mount.source / "x").mkdir()
+            assert done.wait(PATIENCE) == 0
+    assert (directory / "out").read_text() == "remote create      x/\n"
+
+
 def test_a_reader_that_pauses_loses_nothing(mount: Mount) -> None:
     with subprocess.Popen(
         [*FUSENOTIFY, "watch", "--json", "--events", "5000", mount.mountpoint], stdout=subprocess.PIPE, text=True
@@ -511,6 +540,55 @@ def test_daemon_that_cannot_start_says_why(directory: Path, mount: Mount) -> Non
     )  # fmt: skip
     refused(4, "already is", "mount", source, mount.mountpoint, "--daemon", "--state-dir", directory / "three")
     assert str(empty) not in [entry.mountpoint for entry in find_mounts()]
+
+
+def test_a_daemon_that_cannot_listen_everywhere_leaves_no_socket(directory: Path, mount: Mount) -> None:
+    source, empty = directory / "one", directory / "two"
+    source.mkdir()
+    empty.mkdir()
+    refused(
+        4, "Address already in use", "mount", source, empty, "--state-dir", directory / "three",
+        "--listen", f"unix:{directory}/first", "--listen", f"unix:{mount.socket}",
+    )  # fmt: skip
+    assert not (directory / "first").exists()
+    assert mount.socket.is_socket()
+
+
+def test_a_daemon_leaves_the_socket_of_its_successor_alone(mount: Mount) -> None:
+    mount.socket.unlink()
+    with socket.socket(socket.AF_UNIX) as successor:
+        successor.bind(str(mount.socket))
+        mount.stop()
+        assert mount.socket.is_socket()
+
+
+def test_a_state_directory_in_use(directory: Path, mount: Mount) -> None:
+    other = directory / "other"
+    other.mkdir()
+    for more in ((), ("--daemon",)):
+        refused(
+            4, "is in use by another daemon", "mount", mount.source, other, "--state-dir", directory / "state", *more
+        )
+    assert not os.path.ismount(other)
+
+
+def test_a_mount_that_was_just_taken_away_can_be_made_again_at_once(directory: Path) -> None:
+    """Whoever takes it away by umount(8) does not wait for the daemon, which may still be ending."""
+    with in_background(directory) as (source, mountpoint):
+        subprocess.run(["umount", mountpoint], check=True)
+        again = ("mount", source, mountpoint, "--daemon", "--state-dir", directory / "bg-state")
+        assert outcome(*again) == (0, "", "")
+        assert (mountpoint / ".fusenotify" / "queue").exists()
+
+
+def test_a_hidden_entry_is_warned_of(directory: Path) -> None:
+    (directory / "source" / ".fusenotify").mkdir(parents=True)
+    (directory / "bg-source" / ".fusenotify").mkdir(parents=True)
+    with mounted(directory) as mount:
+        mount.stop()
+    assert f"SOURCE {mount.source} has an entry .fusenotify, which the mount hides" in mount.log
+    with in_background(directory):
+        assert "has an entry .fusenotify" in (directory / "bg-state" / "daemon.log").read_text()
 
 
 def test_daemon_takes_relative_paths(directory: Path) -> None:

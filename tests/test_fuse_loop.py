@@ -18,10 +18,13 @@ from pathlib import Path
 import anyio
 import pyfuse3
 import pytest
+import trio
+import trio.testing
 
 import fusenotify
 from fusenotify import _linux, protocol
 from fusenotify.mountinfo import mount_at, read_mounts
+from fusenotify.session import FuseLoop
 from tests.harness import FUSENOTIFY, PATIENCE, Mount, Watch, mounted, patched, run
 
 NOBODY = 65534
@@ -171,6 +174,25 @@ def test_more_handlers_wait_than_there_are_threads(slow: SlowSync) -> None:
     slow.start(300, 256)
     (slow.mount.mountpoint / "served").write_text("x")
     assert len(os.listdir(slow.mount.mountpoint)) >= 257
+
+
+async def test_one_user_cannot_use_up_the_threads_of_others() -> None:
+    """As with 256 leases that are never let go of."""
+    reading, writing = os.pipe()
+    loop = FuseLoop(reading)
+    gate = threading.Event()
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(300):
+                nursery.start_soon(loop.park, 1000, gate.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(PATIENCE):
+                assert await loop.park(1001, lambda: "served") == "served"
+            gate.set()
+    finally:
+        gate.set()
+        os.close(reading)
+        os.close(writing)
 
 
 def test_a_stop_waits_for_what_is_being_made_durable(slow: SlowSync) -> None:

@@ -158,6 +158,20 @@ def test_preflight_refuses_to_hide_entries_unless_told(target: Target) -> None:
     assert _check(target, "allow_non_empty") == target
 
 
+def test_preflight_says_first_that_the_trees_are_one(target: Target) -> None:
+    (target.source / "precious").touch()  # "not empty, say -o allow_non_empty" would be no help
+    assert "is SOURCE itself" in _problem(Target(target.source, target.source, target.state_dir))
+
+
+def test_a_state_directory_has_one_daemon(target: Target) -> None:
+    target.state_dir.mkdir()
+    fd = mounting.hold_state_dir(target.state_dir)
+    with pytest.raises(EnvironmentProblem, match=rf"{target.state_dir} is in use by another daemon.*--state-dir"):
+        mounting.hold_state_dir(target.state_dir)
+    os.close(fd)
+    os.close(mounting.hold_state_dir(target.state_dir))
+
+
 def test_preflight_keeps_the_trees_apart(target: Target, tmp_path: Path) -> None:
     inside = target.source / "inside"
     inside.mkdir()
@@ -439,6 +453,19 @@ def test_the_doctor_finds_dead_mounts(mounted: Mounted) -> None:
     assert not check.ok
     assert f"{mounted.path} is dead" in check.detail
     assert f"fusenotify umount --lazy {mounted.path}" in str(check.advice)
+
+
+def test_the_doctor_finds_what_a_mount_hides(mounted: Mounted) -> None:
+    def names() -> doctor.Check:
+        (check,) = [check for check in doctor.run_checks() if check.name == "names"]
+        return check
+
+    mounted.die()
+    hidden = mounted.target.source / ".fusenotify"
+    assert str(hidden) not in names().detail
+    hidden.symlink_to("nowhere")
+    assert str(hidden) in names().detail
+    assert names().advice == "rename it"
 
 
 def test_the_doctors_report_has_a_line_for_each_check() -> None:

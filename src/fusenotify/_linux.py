@@ -27,6 +27,9 @@ MNT_DETACH: Final = 2
 
 # The C library's setgroups() changes every thread of the process (POSIX); only the bare system call is per thread.
 _SYS_SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}.get(platform.machine(), 159)
+_CLONE_FS: Final = 0x200
+# Numbers of system calls that are the same wherever the generic table is used.
+SYS_FUTEX: Final = {"x86_64": 202}.get(platform.machine(), 98)
 _STATX_BASIC: Final = 0x7FF
 _STATX_BTIME: Final = 0x800
 _SYS_OPENAT2: Final = 437  # the same number on every architecture
@@ -169,6 +172,12 @@ def set_thread_credentials(uid: int, gid: int, groups: Sequence[int]) -> None:
     _libc.setfsgid(gid)
     if uid != 0:
         _libc.setfsuid(uid)
+
+
+def unshare_umask() -> None:
+    """Give the calling thread an umask of its own (and a working directory), by unshare(2) with CLONE_FS."""
+    if _libc.unshare(_CLONE_FS) != 0:
+        _raise_errno()
 
 
 def setfsuid(uid: int) -> None:

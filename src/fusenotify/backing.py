@@ -15,6 +15,7 @@ from typing import Final
 from fusenotify import _linux
 from fusenotify._linux import proc_path
 from fusenotify.identity import FileHandle, Identity, InodeKey, InodeNumber
+from fusenotify.mountinfo import mount_id_of
 from fusenotify.references import (
     DescriptorReference,
     Filesystem,
@@ -79,11 +80,13 @@ class Backing:
         root_fd: O_RDONLY descriptor of the root.
         root_key: its device and inode number.
         root: how it is reached.
+        forbidden_mounts: numbers of mounts below the root that are not to be touched: our own, which would wait for us.
     """
 
     def __init__(self, source: str) -> None:
         self.root_fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.root_key = self._key(self.root_fd)
+        self.forbidden_mounts: frozenset[int] = frozenset()
         self._root_fsid = os.fstatvfs(self.root_fd).f_fsid
         self._handle_flags: dict[int, int] = {}  # by filesystem: how identities are had; 0 where they are not
         self._kept = KeptDescriptors(_kept_at_most())
@@ -209,7 +212,16 @@ class Backing:
         Raises:
             OSError: as from open(2).
         """
-        return self._found(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd))
+        return self._found(
+            self._touchable(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd))
+        )
+
+    def _touchable(self, fd: int) -> int:
+        """Return a descriptor, or close it and raise ELOOP where it is on a mount that is not to be touched."""
+        if self.forbidden_mounts and mount_id_of(fd) in self.forbidden_mounts:
+            os.close(fd)
+            raise OSError(errno.ELOOP, "a mount of the tree inside itself")
+        return fd
 
     def find_open(self, fd: int) -> Found:
         """Look up the object of an open descriptor, which stays the caller's."""
@@ -265,7 +277,10 @@ class Backing:
                 if base != self.root_fd:
                     os.close(base)
                 base = step
-            return _linux.openat2(base, path, flags, _BENEATH)
+            if self.forbidden_mounts and flags & os.O_DIRECTORY:
+                # Looked at before it is opened in earnest, which would already ask its daemon.
+                os.close(self._touchable(_linux.openat2(base, path, os.O_PATH | os.O_DIRECTORY, _BENEATH)))
+            return self._touchable(_linux.openat2(base, path, flags, _BENEATH))
         finally:
             if base != self.root_fd:
                 os.close(base)

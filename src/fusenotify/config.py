@@ -67,12 +67,14 @@ _KNOWN: Final = (*_SWITCHES, *_FLAGS, "default_permissions", *(f"{name}=" for na
 _IGNORED: Final = frozenset(
     (
         *("defaults", "auto", "noauto", "nofail", "user", "nouser", "users", "owner", "group", "_netdev", "comment"),
+        *("silent", "loud", "uhelper", "helper"),
         *("default_permissions", "subtype"),
     )
 )
 _REFUSED: Final = {
     "auto_unmount": "after a crash the dead mount has to stay, or an empty mountpoint would be taken for an empty tree "
     "(and backed up, or synced, as one). Remove it with: fusenotify umount --lazy MOUNTPOINT",
+    "remount": "the options of a mount are fixed; unmount it and mount again",
     "allow_root": "the kernel knows no such thing; use allow_other, permissions are checked all the same",
 }
 

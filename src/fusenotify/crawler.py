@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 
 from fusenotify.backing import Backing
+from fusenotify.filesystems import Filesystems
 from fusenotify.identity import InodeKey
 from fusenotify.stream import Stream
 from fusenotify.tree import ROOT_PATH, Directory, Tree
@@ -23,6 +24,7 @@ _LONGEST_PATH = 16384
 _SHOWN = 200  # bytes of a path in the log
 # What opening says of a directory that is not there any more, or is something else by now.
 _MOVED_ON = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+_NOWHERE = InodeKey(0, 0)  # a directory that is not looked at
 _CHUNK = 512  # directories of a crawl between two chances to do other work
 
 # A directory that has come into the tree, and (name, is it a directory) of what is in it.
@@ -32,7 +34,10 @@ Arrival = tuple[Directory, list[tuple[bytes, bool]]]
 class Crawler:
     """Keeps watches where the tree has directories, and nowhere else."""
 
-    def __init__(self, backing: Backing, watcher: InotifyWatcher, stream: Stream, tree: Tree) -> None:
+    def __init__(
+        self, backing: Backing, watcher: InotifyWatcher, stream: Stream, tree: Tree, filesystems: Filesystems
+    ) -> None:
+        self._filesystems = filesystems
         self._backing = backing
         self._watcher = watcher
         self._stream = stream
@@ -144,6 +149,9 @@ class Crawler:
         try:
             if len(path) > _LONGEST_PATH:
                 raise OSError(errno.ENAMETOOLONG, f"its path is longer than {_LONGEST_PATH} bytes")
+            if self._filesystems.is_silent_at(path):
+                log.warning("changes below %s are not heard: that filesystem is silent", os.fsdecode(path[:_SHOWN]))
+                return self._refused(_NOWHERE)
             fd = self._backing.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
             try:
                 status = os.fstat(fd)
@@ -159,7 +167,9 @@ class Crawler:
         found = self._backing.stat_beneath(path)
         if found is None:
             return None
-        key = InodeKey(found.st_dev, found.st_ino)
+        return self._refused(InodeKey(found.st_dev, found.st_ino))
+
+    def _refused(self, key: InodeKey) -> Adoption:
         self._watcher.refuse(key)
         return Adoption(None, key, [], overlaps=False, until=0)
 

@@ -17,6 +17,7 @@ import trio
 
 from fusenotify import mounting, server
 from fusenotify.backing import Backing
+from fusenotify.changes import Changes
 from fusenotify.config import MountOptions
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes
@@ -24,6 +25,7 @@ from fusenotify.errors import EnvironmentProblem, NotAMount
 from fusenotify.events import format_cursor
 from fusenotify.exchanges import Exchanges
 from fusenotify.files import Files
+from fusenotify.filesystems import Filesystems
 from fusenotify.groups import Groups
 from fusenotify.handles import Sealer
 from fusenotify.hearing import Hearing
@@ -34,6 +36,7 @@ from fusenotify.passthrough import Passthrough
 from fusenotify.peer import Services
 from fusenotify.queuefile import QueueFiles
 from fusenotify.recorder import Recorder
+from fusenotify.root import Root
 from fusenotify.server import Server
 from fusenotify.session import FuseLoop
 from fusenotify.status import Replays, Status
@@ -48,6 +51,7 @@ log = logging.getLogger(__name__)
 
 _NICE = -10
 _KEPT_ABROAD = 1.0  # seconds
+_ANSWER = 2.0  # seconds that a filesystem of others gets to answer before its directories are left unwatched
 _GRACE = 1.0  # seconds that listeners get to read their last events
 
 
@@ -65,16 +69,20 @@ class Daemon:
 
         self._backing = Backing(str(target.source))
         stack.callback(self._backing.close)
+        self._filesystems = Filesystems(str(target.source))
         self._watcher = InotifyWatcher()
         stack.callback(self._watcher.close)
         echoes = Echoes()
         self._tree = Tree(self._backing.root_key)
         stream = Stream(self._watcher)
-        crawler = Crawler(self._backing, self._watcher, stream, self._tree)
+        crawler = Crawler(self._backing, self._watcher, stream, self._tree, self._filesystems)
         exchanges = Exchanges(self._backing, stream, crawler, self._tree, echoes)
         self._translator = Translator(self._backing, self._watcher, stream, crawler, exchanges, self._tree, echoes)
         self._groups = Groups(self._tree, owner=os.geteuid(), watch_other=options.watch_other)
-        self._hearing = Hearing(self._watcher, stream, self._translator, crawler, exchanges, echoes, self._groups)
+        self._changes = Changes()
+        self._hearing = Hearing(
+            self._watcher, stream, self._translator, crawler, exchanges, echoes, self._groups, self._changes.on_loop
+        )
 
         with contextlib.closing(self._backing.find_root()) as root:
             store = Store(target.state_dir, root.identity)
@@ -86,10 +94,11 @@ class Daemon:
         self._locator = Locator(
             self._backing, self._table, self._tree, whereabouts, Sealer(store.tree_id, store.secret)
         )
-        recorder = Recorder(self._watcher, self._hearing, lambda: len(self._groups) > 0)
+        self._root = Root(self._backing, str(target.source), self._filesystems)
+        recorder = Recorder(self._watcher, self._hearing, self._changes, lambda: len(self._groups) > 0)
         self._passthrough = Passthrough(self._backing, self._table, recorder, store, whereabouts)
         stack.callback(self._passthrough.close)
-        self._files = Files(self._passthrough)
+        self._files = Files(self._passthrough, self._filesystems)
         stack.callback(self._files.close)
 
     async def run(self, listen: Sequence[str], on_ready: Callable[[], None]) -> None:
@@ -98,13 +107,16 @@ class Daemon:
         Raises:
             EnvironmentProblem: the tree cannot be watched or mounted.
         """
+        await self._ask_distant()
         await self._hearing.crawl()
         _spare_the_collector()
         async with AsyncExitStack() as stack:
-            listeners = [server.listen(url) for url in listen]
-            for listener, url in zip(listeners, listen, strict=True):
-                stack.callback(_remove_socket, url)
-                stack.push_async_callback(listener.aclose)
+            listeners: list[trio.SocketListener] = []
+            for url in listen:
+                listeners.append(server.listen(url))
+                stack.push_async_callback(listeners[-1].aclose)
+                path = url.partition(":")[2]
+                stack.callback(_remove_socket, path, os.lstat(path))
             fuse_fd = mounting.mount_fuse(self._target, self._options)
             loop = FuseLoop(fuse_fd)
             await self._serve(fuse_fd, loop, listeners, on_ready)
@@ -125,14 +137,15 @@ class Daemon:
         with ExitStack() as session:  # it outlives every task: touching one that is closed crashes the process
             async with trio.open_nursery() as nursery:
                 queues = QueueFiles(services, self._tree, loop, nursery.start_soon)
-                operations = Operations(self._passthrough, self._files, queues, loop)
+                operations = Operations(self._passthrough, self._files, queues, loop, self._changes, self._filesystems)
                 pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
                 session.callback(pyfuse3.close, unmount=False)
                 nursery.start_soon(self._hearing.run)
                 nursery.start_soon(self._let_go)
                 for listener in listeners:
                     nursery.start_soon(Server(services, self._tree).serve, listener)
-                nursery.start_soon(self._stop_at_signal)
+                nursery.start_soon(self._root.run, str(self._target.mountpoint), self._hearing.lose_root)
+                nursery.start_soon(self._stop_at_signal, loop)
                 nursery.start_soon(self._announce, on_ready)
                 await loop.run()
                 await self._say_goodbye()
@@ -147,12 +160,20 @@ class Daemon:
             await trio.sleep(_KEPT_ABROAD)
             self._passthrough.let_go()
 
+    async def _ask_distant(self) -> None:
+        """Find out which of the filesystems in the tree are silent, before they are looked at."""
+        with trio.move_on_after(_ANSWER):
+            async with trio.open_nursery() as nursery:
+                for device in self._filesystems.distant:
+                    ask = functools.partial(trio.to_thread.run_sync, self._filesystems.ask, device)
+                    nursery.start_soon(functools.partial(ask, abandon_on_cancel=True))
+
     async def _announce(self, on_ready: Callable[[], None]) -> None:
         """Call `on_ready` when the mount answers."""
         await trio.to_thread.run_sync(os.stat, self._target.mountpoint)
         on_ready()
 
-    async def _stop_at_signal(self) -> None:
+    async def _stop_at_signal(self, loop: FuseLoop) -> None:
         for ours in (signal.SIGINT, signal.SIGTERM):
             signal.signal(ours, signal.SIG_IGN)  # what the receiver leaves behind: by then we are ending anyway
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -165,6 +186,7 @@ class Daemon:
                     pass  # somebody was faster
                 except EnvironmentProblem as error:
                     log.warning("%s", error)
+                loop.abandon()
                 pyfuse3.terminate()
                 return
 
@@ -192,6 +214,7 @@ class Daemon:
             groups=len(self._groups),
             nodes=len(self._table),
             replays=Replays(),
+            state=self._root.state(has_left=self._translator.root_gone),
         )
 
 
@@ -205,10 +228,12 @@ def _spare_the_collector() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def _remove_socket(url: str) -> None:
-    path = url.partition(":")[2]
-    if os.path.lexists(path):
-        os.unlink(path)
+def _remove_socket(path: str, ours: os.stat_result) -> None:
+    """Remove the file of a socket that still listens, unless another has taken its place."""
+    with suppress(FileNotFoundError):
+        found = os.lstat(path)
+        if (found.st_dev, found.st_ino, found.st_ctime_ns) == (ours.st_dev, ours.st_ino, ours.st_ctime_ns):
+            os.unlink(path)
 
 
 def run(target: mounting.Target, options: MountOptions, listen: Sequence[str], on_ready: Callable[[], None]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.errors import EnvironmentProblem
 from fusenotify.mountinfo import MountEntry, find_mounts
 from fusenotify.mounting import (
@@ -21,6 +22,7 @@ from fusenotify.mounting import (
     FUSE_CONF,
     fusermount_path,
     has_capability,
+    is_queue_directory_hidden,
     open_device,
     user_allow_other,
 )
@@ -58,6 +60,7 @@ def run_checks() -> list[Check]:
         *(_check_limit(name) for name in _INOTIFY_LIMITS),
         *(_check_package(module, package) for module, package in _DAEMON_PACKAGES),
         _check_mounts(find_mounts()),
+        _check_hidden(find_mounts()),
     ]
 
 
@@ -163,6 +166,16 @@ def _check_mounts(mounts: Sequence[MountEntry]) -> Check:
     detail = "; ".join(f"{mountpoint} {trouble}" for mountpoint, trouble in troubled)
     commands = "; ".join(f"fusenotify umount --lazy {mountpoint}" for mountpoint, _ in troubled)
     return Check("mounts", False, detail, commands)
+
+
+def _check_hidden(mounts: Sequence[MountEntry]) -> Check:
+    """Whether a mount hides an entry of its backing tree; only where mount tables show the tree's own path."""
+    sources = sorted({mount.source for mount in mounts if os.path.isabs(mount.source)})
+    hidden = [source for source in sources if is_queue_directory_hidden(Path(source))]
+    if not hidden:
+        return Check("names", True, f"no backing tree has an entry {QUEUE_DIRECTORY}, which its mount would hide")
+    entries = ", ".join(os.path.join(source, QUEUE_DIRECTORY) for source in hidden)
+    return Check("names", True, f"hidden by the mount's own directory of that name: {entries}", "rename it")
 
 
 def _trouble_with(mountpoint: str) -> str | None:

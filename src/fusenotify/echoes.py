@@ -5,14 +5,20 @@ two, and no other handler's can (handlers do not overlap, see docs/architecture.
 that is what the operation was expected to raise is `local`; everything else is remote. An expectation that nothing
 matched had no echo (the directory is not watched, the event merged into an unread one, or the queue overflowed) and is
 published by the operation itself when the stream passes the end of the bracket.
+
+An operation is noted before its system calls, with a bracket that is open until they are over: they may take long, and
+the stream goes on meanwhile.
 """
 
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from fusenotify.identity import InodeKey
 from fusenotify.joiner import Move
+
+STILL_OPEN: Final = 1 << 62  # the end of a bracket whose system calls are being made
 
 
 @dataclass(slots=True)
@@ -94,7 +100,7 @@ class Echoes:
         return bool(self._operations)
 
     def add(self, operation: LocalOperation) -> None:
-        """Note an operation that has just been made; operations come in the order of their brackets."""
+        """Note an operation that begins now; operations come in the order of their brackets."""
         self._operations.append(operation)
 
     def passed(self, position: int) -> Iterator[tuple[LocalOperation, Expectation]]:

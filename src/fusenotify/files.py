@@ -16,13 +16,17 @@ from fusenotify.attributes import attributes_of, entry_of
 from fusenotify.callers import process_of
 from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.echoes import Expectation, Name
+from fusenotify.filesystems import Filesystems
 from fusenotify.identity import InodeKey
-from fusenotify.inodes import ROOT_NODEID, Node
+from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID, Node
 from fusenotify.passthrough import Context, Passthrough
 
 _HIDDEN: Final = QUEUE_DIRECTORY.encode()
 # What a caller's open flags mean to the mount alone, or would ask aligned buffers of the daemon.
 _NOT_PASSED_ON: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_DIRECT | os.O_TRUNC
+
+# What looking up the place of a dead or forbidden mount says.
+_UNREACHABLE: Final = frozenset({errno.ENOTCONN, errno.ELOOP, errno.ESTALE, errno.EHOSTDOWN})
 
 
 @dataclass(slots=True)
@@ -42,16 +46,19 @@ class OpenDirectory:
 
     fd: int
     node: Node
+    uid: int
     names: list[bytes]
 
 
 class Files:
     """What is open on the backing tree on behalf of programs on the mount. A handle is the number of our descriptor."""
 
-    def __init__(self, tree: Passthrough) -> None:
+    def __init__(self, tree: Passthrough, filesystems: Filesystems) -> None:
+        self._filesystems = filesystems
         self._tree = tree
         self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, OpenDirectory] = {}
+        self._nowhere = FIRST_VIRTUAL  # numbers below it are of no node
 
     def __len__(self) -> int:
         return len(self._files) + len(self._directories)
@@ -154,8 +161,35 @@ class Files:
         return file.fd if file is not None and file.writable else None
 
     def read(self, fh: int, offset: int, size: int) -> bytes:
-        """Read up to `size` bytes."""
+        """Read up to `size` bytes. Slow where they are not in memory: for a thread."""
         return os.pread(fh, size, offset)
+
+    def read_at_once(self, fh: int, offset: int, size: int) -> memoryview | None:
+        """Read as `read` does, but return None where that may mean to wait."""
+        buffer = bytearray(size)
+        try:
+            count = os.preadv(fh, [buffer], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            return None  # a filesystem that cannot tell
+        if count < size and offset + count < os.fstat(fh).st_size:
+            return None  # only so much of it is in memory
+        return memoryview(buffer)[:count]
+
+    def device_of(self, fh: int) -> int:
+        """Return the device number of the filesystem of an open file or directory."""
+        return (self._files.get(fh) or self._directories[fh]).node.key.device
+
+    def user_of(self, fh: int) -> int:
+        """Return who has opened a file or directory."""
+        return (self._files.get(fh) or self._directories[fh]).uid
+
+    def is_writable(self, fh: int) -> bool:
+        """Return whether a file was opened for writing."""
+        return self._files[fh].writable
 
     def write(self, fh: int, offset: int, data: bytes) -> int:
         """Write bytes; return how many."""
@@ -191,12 +225,12 @@ class Files:
 
     # --- directories -------------------------------------------------------------------------------------------------
 
-    def opendir(self, nodeid: int) -> pyfuse3.FileHandleT:
+    def opendir(self, nodeid: int, uid: int) -> pyfuse3.FileHandleT:
         """Open a directory for listing."""
         node = self._tree.table.get(nodeid)
         fd = os.open(proc_path(self._tree.directory_fd(node)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         node.reference.lend(fd)
-        self._directories[fd] = OpenDirectory(fd, node, [])
+        self._directories[fd] = OpenDirectory(fd, node, uid, [])
         return pyfuse3.FileHandleT(fd)
 
     def readdir(self, fh: int, offset: int, token: pyfuse3.ReaddirToken) -> None:
@@ -230,13 +264,28 @@ class Files:
             return attributes_of(os.stat(known, dir_fd=listing.fd)), None
         if name == _HIDDEN:
             return None
+        if name in self._filesystems.doors and not all(map(self._filesystems.answers, self._filesystems.doors[name])):
+            return self._unreachable(), None
         try:
             found = self._tree.backing.find(listing.fd, name)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno not in _UNREACHABLE:
+                raise
+            return self._unreachable(), None
         with contextlib.closing(found):
             node = self._tree.remember(listing.node, name, found)
             return entry_of(node, found.stat), node
+
+    def _unreachable(self) -> pyfuse3.EntryAttributes:
+        """Return what is listed of a name behind which a mount is dead, or may be silent: looking it up says more."""
+        self._nowhere -= 1
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = pyfuse3.InodeT(self._nowhere)  # of no node, so that every use of it is ESTALE
+        entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR)
+        entry.entry_timeout = entry.attr_timeout = 0
+        return entry
 
     def releasedir(self, fh: int) -> None:
         """Close a directory."""

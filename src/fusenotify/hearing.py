@@ -6,6 +6,7 @@ file operations never wait for either.
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -43,7 +44,9 @@ class Hearing:
         exchanges: Exchanges,
         echoes: Echoes,
         groups: Groups,
+        on_loop: Callable[[Callable[[], None]], Callable[[], None]],
     ) -> None:
+        """Wire it up; `on_loop` makes a function callable for changes, which run on another thread."""
         self._watcher = watcher
         self._stream = stream
         self._translator = translator
@@ -62,7 +65,8 @@ class Hearing:
         self._patience: tuple[float, int] | None = None  # until when, and for what up to which position, we wait
         self._told = 0  # since other tasks last had a turn
         self._waiters: list[tuple[int, trio.Event]] = []
-        watcher.on_data = self._wake
+        self.wake = on_loop(self._wake)  # to be called when there may be something to tell
+        watcher.on_data = self.wake
 
     async def crawl(self) -> None:
         """Set every watch; from then on no change is missed."""
@@ -89,10 +93,18 @@ class Hearing:
             self._publish(records)
         self._ended = True
 
+    async def lose_root(self) -> None:
+        """Tell what has happened until now, and then that the tree has gone."""
+        await self.caught_up()
+        for records in self._translator.end():
+            self._publish(records)
+
     def note(self, operation: LocalOperation) -> None:
-        """Take note of an operation made through the mount; its event is published at its place in the stream."""
+        """Take note of an operation through the mount that begins now; `wake` is to be called when it has been made.
+
+        Its event is published at its place in the stream.
+        """
         self._echoes.add(operation)
-        self._work.set()
 
     async def caught_up(self) -> None:
         """Return when everything that has happened on the backing tree before this call has been published."""

@@ -133,6 +133,12 @@ def mount_at(path: str, mounts: Iterable[MountEntry]) -> MountEntry | None:
         found = [child for child in on_the_way if len(child.mountpoint) == shortest][-1]
 
 
+def mount_id_of(fd: int) -> int:
+    """Return the number of the mount that a descriptor was opened on, without touching what it is of."""
+    lines = _read(f"/proc/self/fdinfo/{fd}").splitlines()
+    return next((int(line.removeprefix("mnt_id:")) for line in lines if line.startswith("mnt_id:")), -1)
+
+
 def is_inside(path: str, directory: str, mounts: list[MountEntry]) -> bool:
     """Return whether a real path is in a directory: by name, or by its place on the filesystem.
 

@@ -5,18 +5,21 @@ is a descriptor that `pyfuse3.init(ops, f"/dev/fd/{fd}")` takes.
 """
 
 import errno
+import fcntl
 import os
 import shutil
 import socket
 import stat
 import struct
 import subprocess
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
 from fusenotify import _linux
-from fusenotify.config import MountFlag, MountOptions, flag_names
+from fusenotify.config import QUEUE_DIRECTORY, MountFlag, MountOptions, flag_names
 from fusenotify.errors import EnvironmentProblem, NotAMount, NotPermitted
 from fusenotify.mountinfo import FS_TYPE, Holder, MountEntry, find_holders, is_inside, mount_at, read_mounts
 
@@ -29,6 +32,8 @@ _CONTAINER_ADVICE: Final = "In a container: start it with --device /dev/fuse --c
 _KEPT_FROM_BACKING: Final = MountFlag.RDONLY | MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOEXEC
 _ONLY_DIRECTLY: Final = MountFlag.NODIRATIME | MountFlag.STRICTATIME
 _HOLDERS_NAMED: Final = 5
+_LOCK: Final = "lock"
+_LOCK_PATIENCE: Final = 3.0  # seconds: a daemon whose mount has just been taken away needs one to end
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,10 @@ def preflight(source: str, mountpoint: str, state_dir: str | Path, options: Moun
     Raises:
         EnvironmentProblem: the first thing in the way: what, why, and what to do.
     """
-    target = Target(_real_source(source), _real_mountpoint(mountpoint, options), Path(os.path.realpath(state_dir)))
+    target = Target(_real_source(source), _real_mountpoint(mountpoint), Path(os.path.realpath(state_dir)))
     _check_apart(target)
+    if not options.allow_non_empty:
+        _check_empty(target.mountpoint)
     _check_state_dir(target.state_dir)
     os.close(open_device())
     if not has_capability(CAP_SYS_ADMIN):
@@ -108,7 +115,7 @@ def _real_source(source: str) -> Path:
     return real
 
 
-def _real_mountpoint(mountpoint: str, options: MountOptions) -> Path:
+def _real_mountpoint(mountpoint: str) -> Path:
     real = Path(os.path.realpath(mountpoint))
     mount = mount_at(str(real), read_mounts())
     _check_directory("MOUNTPOINT", real, _dead_mount_advice(mount))
@@ -117,12 +124,15 @@ def _real_mountpoint(mountpoint: str, options: MountOptions) -> Path:
             f"MOUNTPOINT {real} already is a fusenotify mount, of {mount.source}. "
             f"Unmount it first: fusenotify umount {real}"
         )
-    if not options.allow_non_empty and _has_entries(real):
+    return real
+
+
+def _check_empty(mountpoint: Path) -> None:
+    if _has_entries(mountpoint):
         raise EnvironmentProblem(
-            f"MOUNTPOINT {real} is not empty, and the mount would hide what is in it. "
+            f"MOUNTPOINT {mountpoint} is not empty, and the mount would hide what is in it. "
             "Take an empty directory, or say -o allow_non_empty"
         )
-    return real
 
 
 def _check_directory(role: str, path: Path, dead_advice: str = "Remove or mend that mount first") -> None:
@@ -156,9 +166,12 @@ def _check_apart(target: Target) -> None:
     mounts = read_mounts()
     source, mountpoint, state_dir = str(target.source), str(target.mountpoint), str(target.state_dir)
     own_mount = "the daemon would walk into its own mount and wait for itself forever"
-    if is_inside(mountpoint, source, mounts):
-        where = "is SOURCE itself" if mountpoint == source else f"lies inside SOURCE {source}"
-        raise EnvironmentProblem(f"MOUNTPOINT {mountpoint} {where}: {own_mount}. Take a mountpoint outside it")
+    for origin in _origins(source, mounts):
+        if is_inside(mountpoint, origin, mounts):
+            where = "is SOURCE itself" if mountpoint == source else f"lies inside SOURCE {source}"
+            if origin != source:
+                where = f"lies inside {origin}, which SOURCE {source} shows"
+            raise EnvironmentProblem(f"MOUNTPOINT {mountpoint} {where}: {own_mount}. Take a mountpoint outside it")
     if is_inside(source, mountpoint, mounts):
         raise EnvironmentProblem(
             f"SOURCE {source} lies inside MOUNTPOINT {mountpoint}, and the mount would cover it: {own_mount}. "
@@ -170,6 +183,18 @@ def _check_apart(target: Target) -> None:
             raise EnvironmentProblem(
                 f"the state directory {state_dir} lies inside {place}: {reason}. Give another with --state-dir DIR"
             )
+
+
+def _origins(source: str, mounts: list[MountEntry]) -> Iterator[str]:
+    """Yield a directory, and what it shows where it lies on a mount of ours, and so on."""
+    seen: set[str] = set()
+    while source not in seen:
+        yield source
+        seen.add(source)
+        mount = mount_at(source, mounts)
+        if mount is not None and mount.is_ours and os.path.isabs(mount.source):
+            inside = os.path.relpath(source, mount.mountpoint)
+            source = os.path.normpath(os.path.join(mount.source, mount.root.lstrip("/"), inside))
 
 
 def check_socket(path: str, target: Target) -> None:
@@ -192,6 +217,43 @@ def _check_state_dir(state_dir: Path) -> None:
             f"the state directory {state_dir} is no directory that user {os.geteuid()} may write to. "
             "Give another with --state-dir DIR"
         )
+
+
+def hold_state_dir(state_dir: Path) -> int:
+    """Make the state directory this process's own, for as long as the returned descriptor is open in it or a child.
+
+    Raises:
+        EnvironmentProblem: another daemon has it, and does not end within seconds; or it cannot be written to.
+    """
+    try:
+        fd = os.open(state_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot use the state directory {state_dir}: {error.strerror}. Give another with --state-dir DIR"
+        ) from error
+    deadline = time.monotonic() + _LOCK_PATIENCE
+    while not _locked(fd):
+        if time.monotonic() > deadline:
+            os.close(fd)
+            raise EnvironmentProblem(
+                f"the state directory {state_dir} is in use by another daemon, which may serve the same SOURCE. "
+                "Unmount that first (`fusenotify status` lists the mounts), or give another with --state-dir DIR"
+            )
+        time.sleep(0.05)
+    return fd
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_queue_directory_hidden(source: Path) -> bool:
+    """Return whether SOURCE has an entry of the name that the mount gives to the directory of its queue file."""
+    return os.path.lexists(source / QUEUE_DIRECTORY)
 
 
 def _check_user_can_mount(options: MountOptions) -> None:

@@ -13,10 +13,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, FUSEError, InodeT, ModeT, XAttrNameT
 
+from fusenotify.changes import Changes
 from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.files import Files
+from fusenotify.filesystems import Filesystems
 from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID
 from fusenotify.passthrough import Context, Passthrough
 from fusenotify.queuefile import QueueFiles
@@ -27,6 +30,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 _RESERVED: Final = QUEUE_DIRECTORY.encode()
+_LISTING_PATIENCE: Final = 0.2  # seconds that a filesystem gets to answer before it is listed unseen
 _ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
 
@@ -49,17 +53,62 @@ def answering(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corou
 
 
 class Operations(pyfuse3.Operations):
-    """The handlers. Each of them is a call of synchronous code, but for the few that park (docs/architecture.md)."""
+    """The handlers. Each of them is a call of synchronous code, but for the few that park (docs/architecture.md).
+
+    What changes the tree goes through `_change`.
+    """
 
     supports_dot_lookup = True
     enable_acl = True
 
-    def __init__(self, tree: Passthrough, files: Files, queues: QueueFiles, loop: FuseLoop) -> None:
+    def __init__(
+        self,
+        tree: Passthrough,
+        files: Files,
+        queues: QueueFiles,
+        loop: FuseLoop,
+        changes: Changes,
+        filesystems: Filesystems,
+    ) -> None:
         super().__init__()
         self._tree = tree
         self._files = files
         self._queues = queues
         self._loop = loop
+        self._changes = changes
+        self._filesystems = filesystems
+
+    async def _change(self, nodeid: int, function: Callable[..., T], *args: object) -> T:
+        """Make a change of a node, or of what is in it, by a function whose first argument that node is."""
+        await self._reach(nodeid, *(arg for arg in args if isinstance(arg, bytes)))
+        in_memory = self._filesystems.is_in_memory(self._tree.table.get(nodeid).key.device)
+        make = self._changes.here if in_memory else self._changes.run
+        return await make(self._loop.hand_over, function, nodeid, *args)
+
+    async def _reach(self, nodeid: int, *names: bytes) -> None:
+        """Return when the filesystems of a node, and of what has these names in it, answer."""
+        if not self._filesystems.distant:
+            return
+        await self._await_answer(self._tree.table.get(nodeid).key.device)
+        for name in names:
+            for device in self._filesystems.doors.get(name, ()):
+                await self._await_answer(device)
+
+    async def _reach_open(self, fh: int) -> None:
+        """Return when the filesystem of an open file or directory answers."""
+        if self._filesystems.distant:
+            await self._await_answer(self._files.device_of(fh))
+
+    async def _await_answer(self, device: int) -> None:
+        if not self._filesystems.answers(device):
+            await self._loop.park_until_the_end(-device, self._filesystems.ask, device)
+
+    async def _ask_doors(self) -> None:
+        """Find out which filesystems that a listing may show are silent: it does not look at those."""
+        for device in {device for devices in self._filesystems.doors.values() for device in devices}:
+            if not self._filesystems.is_silent(device):
+                with trio.move_on_after(_LISTING_PATIENCE):
+                    await self._await_answer(device)
 
     # --- names -------------------------------------------------------------------------------------------------------
 
@@ -72,7 +121,8 @@ class Operations(pyfuse3.Operations):
         if name == b".":  # a handle of the mount is opened
             if parent_inode == ROOT_NODEID:
                 return self._tree.root_entry()
-            return (await self._loop.park(self._tree.recall, parent_inode))()
+            return (await self._loop.park(ctx.uid, self._tree.recall, parent_inode))()
+        await self._reach(parent_inode, name)
         return self._tree.lookup(parent_inode, name)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
@@ -89,33 +139,33 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: Context
     ) -> EntryAttributes:
         _check_name(parent_inode, name)
-        return self._tree.mknod(parent_inode, name, mode, rdev, ctx)
+        return await self._change(parent_inode, self._tree.mknod, name, mode, rdev, ctx)
 
     @answering
     async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: Context) -> EntryAttributes:
         _check_name(parent_inode, name)
-        return self._tree.mkdir(parent_inode, name, mode, ctx)
+        return await self._change(parent_inode, self._tree.mkdir, name, mode, ctx)
 
     @answering
     async def symlink(self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: Context) -> EntryAttributes:
         _check_name(parent_inode, name)
-        return self._tree.symlink(parent_inode, name, target, ctx)
+        return await self._change(parent_inode, self._tree.symlink, name, target, ctx)
 
     @answering
     async def link(self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: Context) -> EntryAttributes:
         _check_name(inode, b"")
         _check_name(new_parent_inode, new_name)
-        return self._tree.link(inode, new_parent_inode, new_name, ctx)
+        return await self._change(inode, self._tree.link, new_parent_inode, new_name, ctx)
 
     @answering
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: Context) -> None:
         _check_name(parent_inode, name)
-        self._tree.unlink(parent_inode, name, ctx)
+        await self._change(parent_inode, self._tree.unlink, name, ctx)
 
     @answering
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: Context) -> None:
         _check_name(parent_inode, name)
-        self._tree.rmdir(parent_inode, name, ctx)
+        await self._change(parent_inode, self._tree.rmdir, name, ctx)
 
     @answering
     async def rename(
@@ -129,17 +179,21 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         _check_name(parent_inode_old, name_old)
         _check_name(parent_inode_new, name_new)
-        self._tree.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx)
+        await self._change(parent_inode_old, self._tree.rename, name_old, parent_inode_new, name_new, flags, ctx)
 
     @answering
     async def readlink(self, inode: InodeT, ctx: Context) -> FileNameT:
+        await self._reach(inode)
         return FileNameT(self._tree.readlink(inode))
 
     # --- attributes --------------------------------------------------------------------------------------------------
 
     @answering
     async def getattr(self, inode: InodeT, ctx: Context) -> EntryAttributes:
-        return self._queues.getattr(inode) if inode >= FIRST_VIRTUAL else self._tree.getattr(inode)
+        if inode >= FIRST_VIRTUAL:
+            return self._queues.getattr(inode)
+        await self._reach(inode)
+        return self._tree.getattr(inode)
 
     @answering
     async def setattr(
@@ -149,29 +203,34 @@ class Operations(pyfuse3.Operations):
             return self._queues.getattr(inode)  # as of a device file: opening with O_TRUNC changes nothing
         while True:
             try:
-                return self._tree.setattr(inode, attr, fields, self._files.writable_fd(fh), ctx)
+                fd = self._files.writable_fd(fh)
+                return await self._change(inode, self._tree.setattr, attr, fields, fd, ctx)
             except BlockingIOError:
-                await self._loop.park(self._files.wait_for_lease, inode, os.O_WRONLY)
+                await self._loop.park(ctx.uid, self._files.wait_for_lease, inode, os.O_WRONLY)
 
     @answering
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: Context) -> None:
         _check_name(inode, b"")
-        self._tree.setxattr(inode, name, value, ctx)
+        await self._change(inode, self._tree.setxattr, name, value, ctx)
 
     @answering
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: Context) -> bytes:
         if inode >= FIRST_VIRTUAL:
             raise FUSEError(errno.ENODATA)
+        await self._reach(inode)
         return self._tree.getxattr(inode, name)
 
     @answering
     async def listxattr(self, inode: InodeT, ctx: Context) -> Sequence[XAttrNameT]:
-        return [] if inode >= FIRST_VIRTUAL else [XAttrNameT(name) for name in self._tree.listxattr(inode, ctx)]
+        if inode >= FIRST_VIRTUAL:
+            return []
+        await self._reach(inode)
+        return [XAttrNameT(name) for name in self._tree.listxattr(inode, ctx)]
 
     @answering
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: Context) -> None:
         _check_name(inode, b"")
-        self._tree.removexattr(inode, name, ctx)
+        await self._change(inode, self._tree.removexattr, name, ctx)
 
     @answering
     async def access(self, inode: InodeT, mode: ModeT, ctx: Context) -> bool:
@@ -179,7 +238,9 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def statfs(self, ctx: Context) -> pyfuse3.StatvfsData:
-        return self._tree.statfs()
+        if self._filesystems.is_in_memory(self._tree.backing.root_key.device):
+            return self._tree.statfs()
+        return await self._loop.park(ctx.uid, self._tree.statfs)
 
     # --- open files --------------------------------------------------------------------------------------------------
 
@@ -187,28 +248,46 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: Context) -> FileInfo:
         if inode >= FIRST_VIRTUAL:
             return await self._queues.open(inode, ctx)
+        await self._reach(inode)
         while True:
             try:
+                if flags & os.O_TRUNC:
+                    return await self._change(inode, self._files.open, flags, ctx)
                 return self._files.open(inode, flags, ctx)
             except BlockingIOError:
                 if flags & os.O_NONBLOCK:
                     raise
-                await self._loop.park(self._files.wait_for_lease, inode, flags & os.O_ACCMODE)
+                await self._loop.park(ctx.uid, self._files.wait_for_lease, inode, flags & os.O_ACCMODE)
 
     @answering
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: Context
     ) -> tuple[FileInfo, EntryAttributes]:
         _check_name(parent_inode, name)
-        return self._files.create(parent_inode, name, mode, flags, ctx)
+        return await self._change(parent_inode, self._files.create, name, mode, flags, ctx)
 
     @answering
-    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        return self._queues.read(fh, size) if fh >= FIRST_VIRTUAL else self._files.read(fh, off, size)
+    async def read(  # type: ignore[override]  # pyfuse3 takes any buffer
+        self, fh: FileHandleT, off: int, size: int
+    ) -> bytes | memoryview:
+        if fh >= FIRST_VIRTUAL:
+            return self._queues.read(fh, size)
+        await self._reach_open(fh)
+        if self._filesystems.is_in_memory(self._files.device_of(fh)):
+            return self._files.read(fh, off, size)
+        data = self._files.read_at_once(fh, off, size)
+        if data is None:
+            return await self._loop.park(self._files.user_of(fh), self._files.read, fh, off, size)
+        return data
 
     @answering
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        return self._queues.write(fh, buf) if fh >= FIRST_VIRTUAL else self._files.write(fh, off, buf)
+        if fh >= FIRST_VIRTUAL:
+            return self._queues.write(fh, buf)
+        await self._reach_open(fh)
+        in_memory = self._filesystems.is_in_memory(self._files.device_of(fh))
+        write = self._changes.here if in_memory else self._changes.run
+        return await write(self._loop.hand_over, self._files.write, fh, off, buf)
 
     @answering
     async def poll(self, inode: InodeT, fh: FileHandleT, poll_handle: pyfuse3.PollHandle | None, ctx: Context) -> int:
@@ -218,17 +297,20 @@ class Operations(pyfuse3.Operations):
     @answering
     async def flush(self, fh: FileHandleT) -> None:
         if fh < FIRST_VIRTUAL:
+            await self._reach_open(fh)
             self._files.flush(fh)
 
     @answering
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         if fh < FIRST_VIRTUAL:
-            await self._loop.park(self._files.sync, fh, datasync)
+            await self._loop.park(self._files.user_of(fh), self._files.sync, fh, datasync)
 
     @answering
     async def release(self, fh: FileHandleT) -> None:
         if fh >= FIRST_VIRTUAL:
             self._queues.release(fh)
+        elif self._files.is_writable(fh):
+            await self._changes.here(self._loop.hand_over, self._files.release, fh)
         else:
             self._files.release(fh)
 
@@ -236,13 +318,19 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def opendir(self, inode: InodeT, ctx: Context) -> FileHandleT:
-        return self._queues.opendir(inode) if inode >= FIRST_VIRTUAL else self._files.opendir(inode)
+        if inode >= FIRST_VIRTUAL:
+            return self._queues.opendir(inode)
+        await self._reach(inode)
+        return self._files.opendir(inode, ctx.uid)
 
     @answering
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         if fh >= FIRST_VIRTUAL:
             self._queues.readdir(fh, start_id, token)
         else:
+            await self._reach_open(fh)
+            if start_id == 0:
+                await self._ask_doors()
             self._files.readdir(fh, start_id, token)
 
     @answering
@@ -253,7 +341,7 @@ class Operations(pyfuse3.Operations):
     @answering
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         if fh < FIRST_VIRTUAL:
-            await self._loop.park(self._files.sync, fh, datasync)
+            await self._loop.park(self._files.user_of(fh), self._files.sync, fh, datasync)
 
 
 def _check_name(nodeid: int, name: bytes) -> None:

@@ -233,7 +233,7 @@ class Passthrough:
         """Make a directory."""
         with self._making(parent_nodeid, name, ctx, is_dir=True) as (parent, fd):
             os.mkdir(name, stat.S_IMODE(mode), dir_fd=fd)
-        found = self.backing.find(fd, name)
+        found = self.backing.find(self.directory_fd(parent), name)
         try:
             self.recorder.watch_new(parent, found)
             return entry_of(self.remember(parent, name, found), found.stat)
@@ -345,13 +345,13 @@ class Passthrough:
                 _linux.renameat2(fd, name, new_fd, new_name, flags)
             else:
                 os.rename(name, new_name, src_dir_fd=fd, dst_dir_fd=new_fd)
-        self._note_name(new_parent, new_fd, new_name)
+        self._note_name(new_parent, new_name)
         if exchange:
-            self._note_name(parent, fd, name)
+            self._note_name(parent, name)
 
-    def _note_name(self, parent: Node, fd: int, name: bytes) -> None:
+    def _note_name(self, parent: Node, name: bytes) -> None:
         with contextlib.suppress(OSError):  # renamed on by somebody else
-            found = self.backing.find(fd, name)
+            found = self.backing.find(self.directory_fd(parent), name)
             node = self.table.known(found.identity)
             if node is not None:
                 self._note(node, parent, name)
@@ -376,10 +376,14 @@ class Passthrough:
         ]
         if fields.update_size and open_fd is None:  # see attributes._truncate
             expectations.append(Expectation(events.CLOSE_WRITE, at, inode=node.key, optional=True, silent=True))
-        with self.descriptor(node) as fd:
+        with self.descriptor(node) as kept:
+            fd = os.dup(kept)  # others may come between the system calls, and close what is only kept
+        try:
             with self.recorder.operation(expectations, *self.recorder.caller(ctx)):
                 change(fd, open_fd, wanted, fields)
             return attributes_of(os.fstat(fd))
+        finally:
+            os.close(fd)
 
     def setxattr(self, nodeid: int, name: bytes, value: bytes, ctx: Context) -> None:
         """Set an extended attribute."""

@@ -9,7 +9,8 @@ import pyfuse3
 from fusenotify._linux import proc_path
 from fusenotify.backing import Found
 from fusenotify.callers import process_of
-from fusenotify.echoes import Expectation, LocalOperation, Name
+from fusenotify.changes import Changes
+from fusenotify.echoes import STILL_OPEN, Expectation, LocalOperation, Name
 from fusenotify.hearing import Hearing
 from fusenotify.inodes import Node
 from fusenotify.watchers.inotify import InotifyWatcher
@@ -18,9 +19,12 @@ from fusenotify.watchers.inotify import InotifyWatcher
 class Recorder:
     """Brackets the system calls of operations, and knows who made them."""
 
-    def __init__(self, watcher: InotifyWatcher, hearing: Hearing, is_anyone_listening: Callable[[], bool]) -> None:
+    def __init__(
+        self, watcher: InotifyWatcher, hearing: Hearing, changes: Changes, is_anyone_listening: Callable[[], bool]
+    ) -> None:
         self._watcher = watcher
         self._hearing = hearing
+        self._changes = changes
         self._is_anyone_listening = is_anyone_listening
         self._noted: list[Expectation] = []  # of the operation that is being carried out
 
@@ -30,24 +34,29 @@ class Recorder:
     ) -> Iterator[list[Expectation]]:
         """Bracket the system calls of the block.
 
+        What the block does may take long: everybody else goes on meanwhile (see `Changes.slow_calls`).
+
         When it raises, an operation on a name has not been made. A change of an object may have been made by halves:
         what has an echo is its echo, and what has none is not told.
         """
         self._noted = []
         if not self._is_anyone_listening():
-            yield expectations
+            with self._changes.slow_calls():
+                yield expectations
             return
-        start = self._watcher.drain()
+        operation = LocalOperation(self._watcher.drain(), STILL_OPEN, pid, uid, expectations)
+        self._hearing.note(operation)
         try:
-            yield expectations
+            with self._changes.slow_calls():
+                yield expectations
         except BaseException:
             expectations[:] = [one for one in expectations if one.inode is not None]
             for expectation in expectations:
                 expectation.optional = True
             raise
         finally:
-            if expectations:
-                self._hearing.note(LocalOperation(start, self._watcher.drain(), pid, uid, expectations))
+            operation.end = self._watcher.drain()
+            self._hearing.wake()
         self._noted = expectations
 
     def name(self, directory: Node, name: bytes) -> Name:

@@ -9,7 +9,9 @@ pyfuse3 reaches its event loop through one module attribute, `pyfuse3.trio`, so 
 - the descriptor is non-blocking, so a caller killed between poll and read costs one more turn and no more.
 """
 
+import errno
 import logging
+import os
 import select
 import subprocess
 import sys
@@ -26,7 +28,9 @@ T = TypeVar("T")
 
 _STREAK: Final = 64  # requests served before other tasks get a turn
 _IDLE_LOOPS: Final = 8  # kept for the next handlers that park; each owns a request buffer of 1 MiB
-_MOST_THREADS: Final = 256  # parked handlers that wait in the kernel at the same time; more of them wait in line
+# Parked handlers that wait in the kernel at the same time, of all users and of one: more of them wait in line.
+_MOST_THREADS: Final = 1024
+_MOST_THREADS_OF_ONE: Final = 256
 # Makes requests on the mount. RELEASE may be behind: no more than 12 are in line at a time (`max_background`), and each
 # request lets so many more pass. It is a process of its own: a thread of ours that waits for our own answer would keep
 # the mount, and us, from ending when we are killed.
@@ -45,6 +49,9 @@ class FuseLoop:
         self._standby = trio.lowlevel.ParkingLot()
         self._start_another: Callable[[], None] = lambda: None
         self._limiter = trio.CapacityLimiter(_MOST_THREADS)
+        self._limiters: dict[int, trio.CapacityLimiter] = {}
+        self._to_abandon: set[trio.CancelScope] = set()
+        self._ending = False
         self._marking = trio.Lock()
         self._markers_begun = 0
         self._marker_answered = 0
@@ -58,10 +65,44 @@ class FuseLoop:
         finally:
             vars(pyfuse3)["trio"] = trio
 
-    async def park(self, function: Callable[..., T], *args: object) -> T:
-        """Run something slow in a thread, for the handler that calls this; other requests are served meanwhile."""
+    async def park(self, uid: int, function: Callable[..., T], *args: object) -> T:
+        """Run something slow in a thread, for the handler that calls this; other requests are served meanwhile.
+
+        `uid` is for whom, or below 0 because of what: whoever waits for 256 things, such as leases, waits in line with
+        the next and delays nobody.
+        """
+        return await self._in_thread(uid, function, args, abandon=False)
+
+    async def park_until_the_end(self, uid: int, function: Callable[..., T], *args: object) -> T:
+        """Do as `park` does, for what nothing depends on: it is left behind when the daemon is to end.
+
+        Raises:
+            OSError: ENOTCONN, when that has happened.
+        """
+        with trio.CancelScope() as scope:
+            self._to_abandon.add(scope)
+            try:
+                if not self._ending:
+                    return await self._in_thread(uid, function, args, abandon=True)
+            finally:
+                self._to_abandon.remove(scope)
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    async def _in_thread(self, uid: int, function: Callable[..., T], args: tuple[object, ...], *, abandon: bool) -> T:
         self.hand_over()
-        return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
+        own = self._limiters.setdefault(uid, trio.CapacityLimiter(_MOST_THREADS_OF_ONE))
+        try:
+            async with own:
+                return await trio.to_thread.run_sync(function, *args, limiter=self._limiter, abandon_on_cancel=abandon)
+        finally:
+            if not own.borrowed_tokens and not own.statistics().tasks_waiting:
+                self._limiters.pop(uid, None)
+
+    def abandon(self) -> None:
+        """Leave behind what is parked until the end: this is the end."""
+        self._ending = True
+        for scope in self._to_abandon:
+            scope.cancel()
 
     async def quiet(self, mountpoint: str) -> None:
         """Return when every request that the kernel has queued by now has been read and answered or parked.

@@ -32,6 +32,8 @@ class Status(msgspec.Struct):
         groups: how many groups listen.
         nodes: how many nodes the kernel holds.
         replays: native delivery in figures.
+        state: what has become of SOURCE: `in place`, `deleted`, `unmounted` or `moved`; nothing is heard of it but in
+            the first case.
     """
 
     pid: int
@@ -47,3 +49,4 @@ class Status(msgspec.Struct):
     groups: int
     nodes: int
     replays: Replays
+    state: str = "in place"

@@ -3,14 +3,17 @@
 import argparse
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from fusenotify.config import MountOptions, default_state_dir, parse_mount_options
+from fusenotify.config import QUEUE_DIRECTORY, MountOptions, default_state_dir, parse_mount_options
 from fusenotify.errors import EnvironmentProblem, FusenotifyError
-from fusenotify.mounting import Target, check_socket, preflight
+from fusenotify.mounting import Target, check_socket, hold_state_dir, is_queue_directory_hidden, preflight
+
+log = logging.getLogger(__name__)
 
 Serve = Callable[[Target, MountOptions, Sequence[str], Callable[[], None]], None]
 
@@ -25,6 +28,7 @@ def run(options: argparse.Namespace) -> int:
     listen = [_absolute(url) for url in options.listen]
     for url in listen:
         check_socket(url.partition(":")[2], target)
+    hold_state_dir(target.state_dir)  # until this process and the one that serves the mount have ended
     if options.daemon:
         return _in_background(serve, target, mount_options, listen)
     serve(target, mount_options, listen, lambda: _say_ready(target))
@@ -58,6 +62,28 @@ def _absolute(url: str) -> str:
 
 def _say_ready(target: Target) -> None:
     print(f"fusenotify: {target.source} is mounted at {target.mountpoint}", file=sys.stderr)
+    _tell_service_manager()
+    _warn_of_what_is_hidden(target)
+
+
+def _tell_service_manager() -> None:
+    """Tell systemd that the service is ready (sd_notify(3), `Type=notify`), where that is who started us."""
+    address = os.environ.pop("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        try:
+            channel.connect("\0" + address[1:] if address.startswith("@") else address)
+            channel.send(b"READY=1")
+        except OSError as error:
+            log.warning("the service manager at %s cannot be told that the mount is ready: %s", address, error)
+
+
+def _warn_of_what_is_hidden(target: Target) -> None:
+    if is_queue_directory_hidden(target.source):
+        log.warning(
+            "SOURCE %s has an entry %s, which the mount hides; rename it to reach it", target.source, QUEUE_DIRECTORY
+        )
 
 
 def _in_background(serve: Serve, target: Target, options: MountOptions, listen: Sequence[str]) -> int:
@@ -86,7 +112,7 @@ def _be_daemon(serve: Serve, target: Target, options: MountOptions, listen: Sequ
         os.dup2(source, fd)
     code = 0
     try:
-        serve(target, options, listen, lambda: _report(report, b"ready"))
+        serve(target, options, listen, lambda: _report_ready(report, target))
     except FusenotifyError as error:
         code = error.exit_code
         _report(report, f"{code} {error}".encode())
@@ -95,6 +121,11 @@ def _be_daemon(serve: Serve, target: Target, options: MountOptions, listen: Sequ
         logging.exception("the daemon of %s died", target.mountpoint)
         _report(report, f"{code} {error!r} (see {target.state_dir}/daemon.log)".encode())
     os._exit(code)
+
+
+def _report_ready(pipe: int, target: Target) -> None:
+    _warn_of_what_is_hidden(target)
+    _report(pipe, b"ready")
 
 
 def _report(pipe: int, message: bytes) -> None:

@@ -49,12 +49,15 @@ async def _watch(options: argparse.Namespace) -> int:
         collector = _Collector(group, batches, options.events)
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_print, received, options.json, marks)
-                with batches, anyio.move_on_after(options.timeout):
-                    await collector.run()
+                tasks.start_soon(_end_with_the_reader)
+                async with anyio.create_task_group() as printing:
+                    printing.start_soon(_print, received, options.json, marks)
+                    with batches, anyio.move_on_after(options.timeout):
+                        await collector.run()
+                tasks.cancel_scope.cancel()
         except BaseExceptionGroup as errors:
-            # Both tasks end by themselves; what ends them is one error.
-            raise errors.exceptions[0] from None
+            # Whichever task failed, there is one error in the end.
+            raise _first(errors) from None
         return 0 if collector.collected >= (options.events or 1) else _TIMED_OUT
 
 
@@ -78,6 +81,24 @@ class _Collector:
                 events = events[: self._count - self.collected]
             self.collected += len(events)
             self._batches.send_nowait(events)
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _end_with_the_reader() -> None:
+    """Raise BrokenPipeError when nobody reads our output any more: an idle tree would never let us notice."""
+    with select.epoll() as epoll:
+        try:
+            epoll.register(sys.stdout.fileno(), 0)  # an error or a hang-up is told in any case
+        except PermissionError:
+            return  # a file or /dev/null, which has no reader to lose
+        await anyio.wait_readable(epoll)
+    raise BrokenPipeError
 
 
 def _kinds(text: str | None) -> Kind:

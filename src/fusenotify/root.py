@@ -1,0 +1,106 @@
+"""Whether the backing root is still where it was: hears of its deletion, of its unmounting, and of mounts below it.
+
+inotify tells nothing of a deleted directory that somebody holds open, as the daemon holds its root. So its parent is
+watched for deletions, and the mount table for changes. Both are silent while nobody deletes or mounts anything there.
+"""
+
+import contextlib
+import logging
+import os
+import select
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
+
+import trio
+from inotify_simple import INotify, flags
+
+from fusenotify._linux import proc_path
+from fusenotify.backing import Backing
+from fusenotify.filesystems import Filesystems
+from fusenotify.mountinfo import MountEntry, is_inside, mount_id_of, read_mounts
+
+log = logging.getLogger(__name__)
+
+IN_PLACE: Final = "in place"
+MOVED: Final = "moved"
+DELETED: Final = "deleted"
+UNMOUNTED: Final = "unmounted"
+
+
+class Root:
+    """Looks after the backing root while the daemon runs."""
+
+    def __init__(self, backing: Backing, source: str, filesystems: Filesystems) -> None:
+        self._backing = backing
+        self._source = source
+        self._filesystems = filesystems
+        self._mount_id = mount_id_of(backing.root_fd)
+        self._state = IN_PLACE
+
+    def state(self, *, has_left: bool) -> str:
+        """Return what has become of the root; `has_left` is whether the watcher has heard of its end."""
+        return MOVED if has_left and self._state == IN_PLACE else self._state
+
+    async def run(self, mountpoint: str, on_gone: Callable[[], Awaitable[None]]) -> None:
+        """Call `on_gone` once, when the root has been deleted or unmounted; `mountpoint` is where it is shown."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._await_deletion, on_gone)
+            nursery.start_soon(self._follow_mounts, mountpoint, on_gone)
+
+    async def _await_deletion(self, on_gone: Callable[[], Awaitable[None]]) -> None:
+        if self._backing.root_key.device in self._filesystems.distant:
+            return  # where even looking may take for ever, and deletions are not heard
+        with contextlib.ExitStack() as stack:
+            try:
+                deletions = _deletions_in_parent(self._backing.root_fd, stack)
+            except OSError as error:
+                log.info("a deletion of SOURCE will not be heard, its parent cannot be watched: %s", error.strerror)
+                return
+            while os.fstat(self._backing.root_fd).st_nlink > 0:
+                await trio.lowlevel.wait_readable(deletions.fileno())
+                deletions.read(timeout=0)
+        await self._lose(DELETED, on_gone)
+
+    async def _follow_mounts(self, mountpoint: str, on_gone: Callable[[], Awaitable[None]]) -> None:
+        own: str | None = None
+        with changes_of_mounts() as changes:
+            while True:
+                mounts = read_mounts()
+                self._filesystems.look(mounts)
+                shown = (mount.device for mount in mounts if mount.is_ours and mount.mountpoint == mountpoint)
+                own = own or next(shown, None)
+                self._forbid([mount for mount in mounts if mount.device == own], mounts)
+                if self._mount_id not in (mount.mount_id for mount in mounts):
+                    await self._lose(UNMOUNTED, on_gone)
+                await trio.lowlevel.wait_readable(changes.fileno())
+
+    def _forbid(self, own: list[MountEntry], mounts: list[MountEntry]) -> None:
+        """Keep out of our own mount where somebody has mounted it inside SOURCE: we would wait for ourselves."""
+        known = self._backing.forbidden_mounts
+        inside = [mount for mount in own if is_inside(mount.mountpoint, self._source, mounts)]
+        for mount in inside:
+            if mount.mount_id not in known:
+                log.warning("SOURCE has its own mount inside it, at %s: that is ELOOP", mount.mountpoint)
+        self._backing.forbidden_mounts = frozenset(mount.mount_id for mount in inside)
+
+    async def _lose(self, state: str, on_gone: Callable[[], Awaitable[None]]) -> None:
+        if self._state == IN_PLACE:
+            self._state = state
+            log.warning("SOURCE %s has been %s: nothing more is heard of it", self._source, state)
+            await on_gone()
+
+
+@contextlib.contextmanager
+def changes_of_mounts() -> Iterator[select.epoll]:
+    """Yield what becomes readable, once, whenever something has been mounted or unmounted."""
+    with open("/proc/self/mountinfo", "rb") as table, select.epoll() as changes:
+        changes.register(table.fileno(), select.EPOLLPRI)  # proc(5): of this file, a change is an exception
+        yield changes
+
+
+def _deletions_in_parent(root_fd: int, stack: contextlib.ExitStack) -> INotify:
+    inotify = stack.enter_context(INotify(nonblocking=True))
+    parent = os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
+    stack.callback(os.close, parent)
+    inotify.add_watch(proc_path(parent), flags.DELETE | flags.ONLYDIR)
+    return inotify
