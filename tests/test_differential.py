@@ -1,0 +1,388 @@
+"""The same system calls on the mount and in a plain directory beside the backing tree have the same results.
+
+Sequences are random, and made by root and two ordinary users. What is compared: every result and errno, and in the end
+the two trees. A failure is shrunk by hypothesis and printed with what reproduces it.
+"""
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from fusenotify import _linux
+from tests.conformance import ACCESS_ACL, DEFAULT_ACL, acl
+from tests.filesystems import filesystem
+from tests.harness import mounted
+from tests.soak import examples
+from tests.users import GROUP, Users, users
+
+# Times that are not explicit are all the same: later than anything that is set here, and before the year 2100.
+_RECENT: Final = range(1_700_000_000 * 10**9, 4_100_000_000 * 10**9)
+_EXPLICIT: Final = (0, -1, -1_000_000_007, 123_456_789_987_654_321, 7_000_000_000 * 10**9 + 9)
+
+_NAMES: Final = (b"a", b"b", b"c", b"d", b"\xff\xfe", b"n" * 255)
+_UIDS: Final = (-1, 0, 12345, 12346)
+_GIDS: Final = (-1, 0, 12345, 12346, GROUP)
+_MODES: Final = (0o777, 0o755, 0o700, 0o644, 0o600, 0o666, 0o444, 0o000, 0o1777, 0o2775, 0o2767, 0o4755, 0o6777, 0o070)
+_LISTS: Final = (
+    acl((1, 7, -1), (2, 6, 12345), (4, 5, -1), (16, 7, -1), (32, 0, -1)),
+    acl((1, 6, -1), (4, 4, -1), (8, 7, GROUP), (16, 5, -1), (32, 4, -1)),
+    acl((1, 6, -1), (4, 4, -1), (32, 4, -1)),
+    acl((1, 7, -1), (2, 0, 12346), (4, 7, -1), (16, 7, -1), (32, 7, -1)),
+    b"nonsense",
+)
+_DATA: Final = (b"", b"x", b"data" * 10, b"block" * 1000)
+_OFFSETS: Final = (0, 1, 40, 4095, 4096, 10_000, 100_000)
+_ACCESS_MODES: Final = (os.O_RDONLY, os.O_WRONLY, os.O_RDWR)
+_FLAGS: Final = (os.O_CREAT, os.O_EXCL, os.O_TRUNC, os.O_APPEND, os.O_NOFOLLOW, os.O_DIRECTORY, os.O_NONBLOCK)
+_CREATED: Final = itertools.count()
+
+
+# --- what runs in the users' processes -------------------------------------------------------------------------------
+
+_open: dict[int, int] = {}  # slot -> descriptor
+
+
+def enter(directory: Path) -> None:
+    """Begin anew in a directory."""
+    leave()
+    os.umask(0o022)
+    os.chdir(directory)
+
+
+def leave() -> None:
+    """Close everything and go away."""
+    for fd in _open.values():
+        os.close(fd)
+    _open.clear()
+    os.chdir("/")
+
+
+def call(name: str, *args: Any) -> object:
+    """Make a call; return what it returns, made comparable, or the name of the errno."""
+    try:
+        return comparable(globals()[f"do_{name}"](*args))
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    except KeyError:
+        return "no such slot"
+
+
+def comparable(value: object) -> object:
+    """Replace what must differ between two runs, and keep the rest."""
+    if isinstance(value, os.stat_result):
+        return status_of(value)
+    return value
+
+
+def status_of(status: os.stat_result) -> tuple[object, ...]:
+    """Return every attribute but inode number and device; times only where they are explicit."""
+    times = tuple("now" if time in _RECENT else time for time in (status.st_atime_ns, status.st_mtime_ns))
+    return (
+        oct(status.st_mode), status.st_nlink, status.st_uid, status.st_gid, status.st_rdev, status.st_size,
+        status.st_blocks, *times,
+    )  # fmt: skip
+
+
+def do_open(slot: int, path: bytes, flags: int, mode: int) -> None:
+    fd = os.open(path, flags | os.O_NONBLOCK, mode)
+    if slot in _open:
+        os.close(_open.pop(slot))
+    _open[slot] = fd
+
+
+def do_close(slot: int) -> None:
+    os.close(_open.pop(slot))
+
+
+def do_stat(path: bytes) -> object:
+    return os.stat(path)
+
+
+def do_lstat(path: bytes) -> object:
+    return os.lstat(path)
+
+
+def do_list(path: bytes) -> object:
+    with os.scandir(path) as listing:
+        return sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in listing)
+
+
+def do_rename(old: bytes, new: bytes, flags: int) -> None:
+    if flags:
+        _linux.renameat2(_linux.AT_FDCWD, old, _linux.AT_FDCWD, new, flags)
+    else:
+        os.rename(old, new)
+
+
+def do_times(path: bytes, atime: int | None, mtime: int | None) -> None:
+    _linux.utimensat(path, atime, mtime)
+
+
+def do_touch(path: bytes) -> None:
+    os.utime(path)
+
+
+def do_umask(umask: int) -> object:
+    return os.umask(umask)
+
+
+def do_xattrs(path: bytes) -> object:
+    return sorted((name, os.getxattr(path, name)) for name in os.listxattr(path))
+
+
+def do_setxattr(path: bytes, name: str, value: bytes, flags: int) -> None:
+    os.setxattr(path, name, value, flags)
+
+
+def do_read(slot: int, size: int) -> object:
+    return os.read(_open[slot], size)
+
+
+def do_pread(slot: int, size: int, offset: int) -> object:
+    return os.pread(_open[slot], size, offset)
+
+
+def do_write(slot: int, data: bytes) -> object:
+    return os.write(_open[slot], data)
+
+
+def do_pwrite(slot: int, data: bytes, offset: int) -> object:
+    return os.pwrite(_open[slot], data, offset)
+
+
+def do_seek(slot: int, offset: int, whence: int) -> object:
+    return os.lseek(_open[slot], offset, whence)
+
+
+def do_fstat(slot: int) -> object:
+    return os.fstat(_open[slot])
+
+
+def do_ftruncate(slot: int, size: int) -> None:
+    os.ftruncate(_open[slot], size)
+
+
+def do_fchmod(slot: int, mode: int) -> None:
+    os.fchmod(_open[slot], mode)
+
+
+def do_fchown(slot: int, uid: int, gid: int) -> None:
+    os.fchown(_open[slot], uid, gid)
+
+
+def do_fsetxattr(slot: int, name: str, value: bytes) -> None:
+    os.setxattr(_open[slot], name, value)
+
+
+def do_fsync(slot: int) -> None:
+    os.fsync(_open[slot])
+
+
+def do_flags(slot: int, flags: int) -> None:
+    fcntl.fcntl(_open[slot], fcntl.F_SETFL, flags | os.O_NONBLOCK)
+
+
+def do_mkdir(path: bytes, mode: int) -> None:
+    os.mkdir(path, mode)
+
+
+def do_mknod(path: bytes, mode: int, device: int) -> None:
+    os.mknod(path, mode, device)
+
+
+def do_symlink(target: bytes, path: bytes) -> None:
+    os.symlink(target, path)
+
+
+def do_link(old: bytes, new: bytes) -> None:
+    os.link(old, new, follow_symlinks=False)
+
+
+def do_unlink(path: bytes) -> None:
+    os.unlink(path)
+
+
+def do_rmdir(path: bytes) -> None:
+    os.rmdir(path)
+
+
+def do_readlink(path: bytes) -> object:
+    return os.readlink(path)
+
+
+def do_chmod(path: bytes, mode: int) -> None:
+    os.chmod(path, mode)
+
+
+def do_chown(path: bytes, uid: int, gid: int, follow: bool) -> None:
+    os.chown(path, uid, gid, follow_symlinks=follow)
+
+
+def do_truncate(path: bytes, size: int) -> None:
+    os.truncate(path, size)
+
+
+def do_access(path: bytes, mode: int) -> object:
+    return os.access(path, mode)
+
+
+def do_removexattr(path: bytes, name: str) -> None:
+    os.removexattr(path, name)
+
+
+# --- sequences -------------------------------------------------------------------------------------------------------
+
+_name = st.sampled_from(_NAMES)
+_path = st.lists(_name, min_size=1, max_size=3).map(b"/".join)
+_target = st.one_of(_path, st.sampled_from((b".", b"..", b"../a", b"a/b/c", b"t" * 4095, b"none")))
+_slot = st.integers(0, 2)
+_mode = st.sampled_from(_MODES)
+_size = st.sampled_from((*_OFFSETS, -1))
+_flags = st.builds(
+    lambda access, flags: access | sum(set(flags)), st.sampled_from(_ACCESS_MODES), st.lists(st.sampled_from(_FLAGS))
+)
+_new_flags = st.sampled_from(_ACCESS_MODES).map(lambda access: access | os.O_CREAT)
+_attribute = st.sampled_from(
+    ("user.a", "user.b", "trusted.t", ACCESS_ACL, DEFAULT_ACL, "system.other", "security.other", "nonsense")
+)
+_value = st.one_of(st.sampled_from(_LISTS), st.sampled_from((b"", b"v", b"v" * 1000)))
+_time = st.sampled_from((*_EXPLICIT, None))
+_kind = st.sampled_from((stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR))
+_rename_flags = st.sampled_from((0, 0, 0, 1, 2, 3))
+
+
+def _call(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.tuples(st.just(name), *arguments)
+
+
+_calls = st.one_of(
+    _call("open", _slot, _path, _flags, _mode),
+    _call("open", _slot, _path, _new_flags, _mode),
+    _call("write", _slot, st.sampled_from(_DATA)),
+    _call("pwrite", _slot, st.sampled_from(_DATA), st.sampled_from(_OFFSETS)),
+    _call("read", _slot, _size.filter(lambda size: size >= 0)),
+    _call("pread", _slot, st.just(10_000), st.sampled_from(_OFFSETS)),
+    _call("seek", _slot, st.sampled_from(_OFFSETS), st.integers(0, 2)),
+    _call("ftruncate", _slot, _size),
+    _call("fstat", _slot),
+    _call("fchmod", _slot, _mode),
+    _call("fchown", _slot, st.sampled_from(_UIDS), st.sampled_from(_GIDS)),
+    _call("fsetxattr", _slot, _attribute, _value),
+    _call("fsync", _slot),
+    _call("flags", _slot, st.sampled_from((0, os.O_APPEND))),
+    _call("close", _slot),
+    _call("mkdir", _path, _mode),
+    _call("mkdir", _name, _mode),
+    _call("mknod", _path, st.builds(int.__or__, _kind, _mode), st.just(os.makedev(1, 3))),
+    _call("symlink", _target, _path),
+    _call("link", _path, _path),
+    _call("unlink", _path),
+    _call("rmdir", _path),
+    _call("rename", _path, _path, _rename_flags),
+    _call("rename", _name, _name, _rename_flags),
+    _call("stat", _path),
+    _call("lstat", _path),
+    _call("list", st.one_of(_path, st.just(b"."))),
+    _call("readlink", _path),
+    _call("chmod", _path, _mode),
+    _call("chown", _path, st.sampled_from(_UIDS), st.sampled_from(_GIDS), st.booleans()),
+    _call("truncate", _path, _size),
+    _call("times", _path, _time, _time),
+    _call("touch", _path),
+    _call("access", _path, st.integers(0, 7)),
+    _call("setxattr", _path, _attribute, _value, st.integers(0, 2)),
+    _call("removexattr", _path, _attribute),
+    _call("xattrs", _path),
+    _call("umask", st.sampled_from((0, 0o022, 0o077, 0o007))),
+)
+_sequences = st.lists(st.tuples(st.sampled_from(("root", "alice", "alice", "bob")), _calls), min_size=5, max_size=40)
+
+
+@dataclass
+class Sides:
+    """Where the same is done: on the mount, and in a plain directory of the same filesystem."""
+
+    mounted: Path
+    plain: Path
+    who: Users
+
+    def run(self, place: Path, sequence: list[tuple[str, tuple[Any, ...]]]) -> tuple[list[object], object]:
+        """Do a sequence in a new directory; return the results and what the tree is in the end."""
+        directory = place / str(next(_CREATED))
+        directory.mkdir()
+        directory.chmod(0o777)
+        try:
+            for user in self.who.all:
+                user(enter, directory)
+            results = [getattr(self.who, name)(call, *arguments) for name, arguments in sequence]
+            tree = survey(directory)
+        finally:
+            for user in self.who.all:
+                user(leave)
+            shutil.rmtree(directory)
+        return results, tree
+
+
+def survey(directory: Path) -> dict[str, object]:
+    """Return everything about a tree; files that are links of each other have the same number, of ours."""
+    found: dict[str, object] = {}
+    numbers: dict[int, int] = {}
+    base = os.fsencode(directory)
+    for at, directories, files in os.walk(base):
+        for name in sorted((*directories, *files, b".")):
+            path = os.path.join(at, name)
+            status = os.lstat(path)
+            body: object = None
+            if stat.S_ISREG(status.st_mode):
+                body = Path(os.fsdecode(path)).read_bytes()
+            elif stat.S_ISLNK(status.st_mode):
+                body = os.readlink(path)
+            names = os.listxattr(path, follow_symlinks=False)
+            xattrs = sorted((one, os.getxattr(path, one, follow_symlinks=False)) for one in names)
+            number = numbers.setdefault(status.st_ino, len(numbers))
+            found[os.path.relpath(path, base).decode("latin-1")] = (number, status_of(status), body, xattrs)
+        directories.sort()
+    return found
+
+
+@pytest.fixture(scope="module", params=["tmpfs", "ext4", "xfs"])
+def sides(request: pytest.FixtureRequest, tmpfs: Path) -> Iterator[Sides]:
+    """Both sides, over each kind of filesystem."""
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=tmpfs, ignore_cleanup_errors=True)))
+        directory.chmod(0o755)
+        if request.param != "tmpfs":
+            directory = stack.enter_context(filesystem(request.param, directory))
+        mount = stack.enter_context(mounted(directory, ["-o", "allow_other"]))
+        plain = directory / "plain"
+        plain.mkdir()
+        yield Sides(mount.mountpoint, plain, stack.enter_context(users()))
+
+
+@settings(
+    max_examples=examples(100, 3000),
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+)
+@given(sequence=_sequences)
+def test_the_mount_answers_as_a_plain_directory(sides: Sides, sequence: list[tuple[str, tuple[Any, ...]]]) -> None:
+    ours, our_tree = sides.run(sides.mounted, sequence)
+    theirs, their_tree = sides.run(sides.plain, sequence)
+    told = [(step, one, other) for step, one, other in zip(sequence, ours, theirs, strict=True) if one != other]
+    assert told == []
+    assert our_tree == their_tree
