@@ -174,6 +174,8 @@ def do_pwrite(slot: int, data: bytes, offset: int) -> object:
 
 
 def do_seek(slot: int, offset: int, whence: int) -> object:
+    if stat.S_ISDIR(os.fstat(_open[slot]).st_mode):
+        return None  # where one may go in a directory each filesystem says for itself
     return os.lseek(_open[slot], offset, whence)
 
 

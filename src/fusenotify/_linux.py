@@ -53,6 +53,8 @@ _libc.name_to_handle_at.argtypes = (
     ctypes.c_int,
 )
 _libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.POINTER(_FileHandle), ctypes.c_int)
+_libc.getdents64.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+_libc.getdents64.restype = ctypes.c_ssize_t
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_Timespec), ctypes.c_int)
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -96,6 +98,27 @@ def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
     if fd < 0:
         _raise_errno(path)
     return fd
+
+
+class DirectoryEntry(NamedTuple):
+    """A name in a directory, and the offset behind it: where lseek(2) continues a listing."""
+
+    name: bytes
+    end: int
+
+
+def getdents64(fd: int) -> list[DirectoryEntry]:
+    """Read on in a directory: at most 32 KiB of entries, none at its end."""
+    buffer = ctypes.create_string_buffer(1 << 15)
+    count: int = _libc.getdents64(fd, buffer, len(buffer))
+    if count < 0:
+        _raise_errno()
+    entries, at, raw = [], 0, buffer.raw
+    while at < count:
+        end, length = struct.unpack_from("=8xqH", raw, at)
+        entries.append(DirectoryEntry(raw[at + 19 : raw.index(0, at + 19)], end))
+        at += length
+    return entries
 
 
 class Times(NamedTuple):

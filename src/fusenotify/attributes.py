@@ -1,5 +1,6 @@
 """Attributes between the kernel and the backing tree: what is answered, what is changed, which events that raises."""
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -48,7 +49,13 @@ def _truncate(path: str, size: int) -> None:
         os.close(fd)
 
 
-def change(fd: int, open_fd: int | None, wanted: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
+def change(
+    fd: int,
+    open_fd: int | None,
+    wanted: pyfuse3.EntryAttributes,
+    fields: pyfuse3.SetattrFields,
+    truncating: contextlib.AbstractContextManager[None],
+) -> None:
     """Give an object those of the wanted attributes that `fields` names.
 
     Args:
@@ -56,6 +63,8 @@ def change(fd: int, open_fd: int | None, wanted: pyfuse3.EntryAttributes, fields
         open_fd: a descriptor of it that is open for writing, where there is one.
         wanted: the attributes.
         fields: which of them count.
+        truncating: gives the caller's identity, whose space it is. Everything else the kernel has checked, or wants
+            by itself: to take set-id bits away when somebody writes who may not change the mode.
 
     Raises:
         BlockingIOError: somebody holds a lease on the file that is to be truncated.
@@ -66,10 +75,11 @@ def change(fd: int, open_fd: int | None, wanted: pyfuse3.EntryAttributes, fields
     if fields.update_mode:
         os.chmod(path, stat.S_IMODE(wanted.st_mode))
     if fields.update_size:
-        if open_fd is not None:
-            os.ftruncate(open_fd, wanted.st_size)
-        else:
-            _truncate(path, wanted.st_size)
+        with truncating:
+            if open_fd is not None:
+                os.ftruncate(open_fd, wanted.st_size)
+            else:
+                _truncate(path, wanted.st_size)
     if fields.update_atime or fields.update_mtime:
         _linux.utimensat(
             os.fsencode(path),
@@ -83,15 +93,22 @@ def entry_of(node: Node, status: os.stat_result) -> pyfuse3.EntryAttributes:
 
     The kernel may keep nothing of it: coherence by invalidation is not there yet (docs/guarantees.md).
     """
-    entry = attributes_of(status)
+    entry = answer_of(node, status)
     entry.st_ino = pyfuse3.InodeT(node.nodeid)
     entry.generation = node.generation
     entry.entry_timeout = 0
     return entry
 
 
+def answer_of(node: Node, status: os.stat_result) -> pyfuse3.EntryAttributes:
+    """Return what getattr and setattr answer; here the inode number is the backing's own."""
+    if node.ends is not None:
+        node.ends.told(status.st_size)
+    return attributes_of(status)
+
+
 def attributes_of(status: os.stat_result) -> pyfuse3.EntryAttributes:
-    """Return what getattr answers; here the inode number is the backing's own."""
+    """Return attributes, with the backing's own inode number."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = pyfuse3.InodeT(status.st_ino)
     entry.attr_timeout = 0

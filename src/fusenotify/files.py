@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ import pyfuse3
 
 from fusenotify import events
 from fusenotify._linux import proc_path
+from fusenotify.appending import Ends
 from fusenotify.attributes import attributes_of, entry_of
 from fusenotify.callers import process_of
 from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.echoes import Expectation, Name
 from fusenotify.identity import InodeKey
 from fusenotify.inodes import ROOT_NODEID, Node
+from fusenotify.listing import Listing
 from fusenotify.passthrough import Context, Passthrough
 
 _HIDDEN: Final = QUEUE_DIRECTORY.encode()
@@ -32,17 +35,18 @@ class OpenFile:
     fd: int
     node: Node
     writable: bool
+    appends: bool
     pid: int | None
     uid: int
 
 
 @dataclass(slots=True)
 class OpenDirectory:
-    """A directory being listed; the names are taken at the first read and at every rewind."""
+    """A directory being listed."""
 
     fd: int
     node: Node
-    names: list[bytes]
+    listing: Listing
 
 
 class Files:
@@ -144,7 +148,11 @@ class Files:
 
     def _opened(self, fd: int, node: Node, flags: int, ctx: Context) -> pyfuse3.FileInfo:
         writable = flags & os.O_ACCMODE != os.O_RDONLY
-        self._files[fd] = OpenFile(fd, node, writable, process_of(ctx.pid) if writable else None, ctx.uid)
+        appends = writable and bool(flags & os.O_APPEND)
+        if appends:
+            node.ends = node.ends or Ends(os.fstat(fd).st_size)
+            node.ends.openers += 1
+        self._files[fd] = OpenFile(fd, node, writable, appends, process_of(ctx.pid) if writable else None, ctx.uid)
         # Without invalidation the page cache must not outlive the open.
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fd), keep_cache=False)
 
@@ -163,9 +171,15 @@ class Files:
         recorder = self._tree.recorder
         expectations = _writing(recorder.memory_of(file.node), file.node.key)
         with recorder.operation(expectations, file.pid, file.uid), self._tree.writing_as(file.uid):
-            if os.fstat(fh).st_nlink == 0:
+            status = os.fstat(fh)
+            if status.st_nlink == 0:
                 expectations.clear()  # silent, as behind the mount: its name may be another file's by now
-            return os.pwrite(fh, data, offset)
+            ends = file.node.ends
+            in_place = file.appends and ends and not ends.is_append(offset, len(data), status.st_size)
+            written = _write_in_place(fh, data, offset) if in_place else os.pwrite(fh, data, offset)
+            if ends:
+                ends.wrote(offset + written)
+            return written
 
     def flush(self, fh: int) -> None:
         """Let the backing filesystem report what it reports at close(2)."""
@@ -178,6 +192,9 @@ class Files:
     def release(self, fh: int) -> None:
         """Close a file."""
         file = self._files.pop(fh)
+        if file.appends and file.node.ends:
+            file.node.ends.openers -= 1
+            file.node.ends = file.node.ends if file.node.ends.openers else None
         if not file.writable:
             os.close(fh)
             return
@@ -194,19 +211,16 @@ class Files:
         """Open a directory for listing."""
         node = self._tree.table.get(nodeid)
         fd = os.open(proc_path(self._tree.directory_fd(node)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._directories[fd] = OpenDirectory(fd, node, [])
+        self._directories[fd] = OpenDirectory(fd, node, Listing(fd))
         return pyfuse3.FileHandleT(fd)
 
     def readdir(self, fh: int, offset: int, token: pyfuse3.ReaddirToken) -> None:
         """Answer with the entries behind `offset` that fit, each of them a lookup as well."""
-        listing = self._directories[fh]
-        if offset == 0:
-            listing.names = [os.fsencode(name) for name in os.listdir(fh)]
-            listing.names[:0] = [b".", b".."]
+        directory = self._directories[fh]
         has_entries = False
-        for index in range(offset, len(listing.names)):
+        for name, end in directory.listing.entries(offset):
             try:
-                listed = self._look_up(listing, listing.names[index])
+                listed = self._look_up(directory, name)
             except OSError:
                 # Nobody would take back the lookups of an answer that is an error: the next one begins with it.
                 if has_entries:
@@ -215,25 +229,25 @@ class Files:
             if listed is None:
                 continue
             entry, node = listed
-            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(listing.names[index]), entry, index + 1):
+            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry, end):
                 if node is not None:
                     self._tree.forget([(node.nodeid, 1)])
                 return
             has_entries = True
 
-    def _look_up(self, listing: OpenDirectory, name: bytes) -> tuple[pyfuse3.EntryAttributes, Node | None] | None:
+    def _look_up(self, directory: OpenDirectory, name: bytes) -> tuple[pyfuse3.EntryAttributes, Node | None] | None:
         """Return what is listed of a name, and the node that a lookup was counted for; None if it is not listed."""
         if name in (b".", b".."):  # the kernel takes no more of these two than type and number
-            known = b"." if listing.node.nodeid == ROOT_NODEID else name
-            return attributes_of(os.stat(known, dir_fd=listing.fd)), None
+            known = b"." if directory.node.nodeid == ROOT_NODEID else name
+            return attributes_of(os.stat(known, dir_fd=directory.fd)), None
         if name == _HIDDEN:
             return None
         try:
-            found = self._tree.backing.find(listing.fd, name)
+            found = self._tree.backing.find(directory.fd, name)
         except FileNotFoundError:
             return None
         with contextlib.closing(found):
-            node = self._tree.remember(listing.node, name, found)
+            node = self._tree.remember(directory.node, name, found)
             return entry_of(node, found.stat), node
 
     def releasedir(self, fh: int) -> None:
@@ -249,6 +263,16 @@ def _opened_to_write(node: Node) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _write_in_place(fd: int, data: bytes, offset: int) -> int:
+    """Write at an offset by a descriptor with O_APPEND, which would take pwrite(2) to the end (see its BUGS)."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_APPEND)
+    try:
+        return os.pwrite(fd, data, offset)
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
 
 
 def _writing(at: Name, key: InodeKey) -> list[Expectation]:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+from fusenotify.appending import Ends
 from fusenotify.backing import Reference
 from fusenotify.identity import Identity, InodeKey
 
@@ -30,9 +31,21 @@ class Node:
         is_dir: whether it is a directory.
         lookups: how many references the kernel holds (fuse: nlookup).
         directory, name: the entry it was last seen as; a memory, never used to reach it.
+        ends: while it is open with O_APPEND, what the kernel takes for its end.
     """
 
-    __slots__ = ("directory", "generation", "identity", "is_dir", "key", "lookups", "name", "nodeid", "reference")
+    __slots__ = (
+        "directory",
+        "ends",
+        "generation",
+        "identity",
+        "is_dir",
+        "key",
+        "lookups",
+        "name",
+        "nodeid",
+        "reference",
+    )
 
     def __init__(
         self, nodeid: int, generation: int, identity: Identity, key: InodeKey, reference: Reference, is_dir: bool
@@ -46,6 +59,7 @@ class Node:
         self.lookups = 0
         self.directory = InodeKey(0, 0)
         self.name = b""
+        self.ends: Ends | None = None
 
 
 class InodeTable:

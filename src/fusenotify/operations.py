@@ -158,7 +158,7 @@ class Operations(pyfuse3.Operations):
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: Context) -> bytes:
         if inode >= FIRST_VIRTUAL:
             raise FUSEError(errno.ENODATA)
-        return self._tree.getxattr(inode, name)
+        return self._tree.getxattr(inode, name, ctx)
 
     @answering
     async def listxattr(self, inode: InodeT, ctx: Context) -> Sequence[XAttrNameT]:
