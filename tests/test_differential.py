@@ -476,7 +476,7 @@ def sides(request: pytest.FixtureRequest, tmpfs: Path) -> Iterator[Sides]:
         directory.chmod(0o755)
         if request.param != "tmpfs":
             directory = stack.enter_context(filesystem(request.param, directory))
-        mount = stack.enter_context(mounted(directory, ["-o", "allow_other"]))
+        mount = stack.enter_context(mounted(directory, ["-o", "allow_other,dev"]))
         plain = directory / "plain"
         plain.mkdir()
         yield Sides(*(Side(place, stack.enter_context(users())) for place in (mount.mountpoint, plain)))

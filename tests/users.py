@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_MODULES = ("tests.conformance", "tests.test_differential")  # whose functions are sent
+_MODULES = ("tests.conformance", "tests.test_differential", "tests.test_rights")  # whose functions are sent
 GROUP = 54321  # a group that Alice is in, and Bob is not
 
 

@@ -26,6 +26,7 @@ MNT_DETACH: Final = 2
 
 # The C library's setgroups() changes every thread of the process (POSIX); only the bare system call is per thread.
 _SYS_SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}.get(platform.machine(), 159)
+_CAPABILITY_VERSION_3: Final = 0x20080522
 _STATX_BASIC: Final = 0x7FF
 _STATX_BTIME: Final = 0x800
 _SYS_OPENAT2: Final = 437  # the same number on every architecture
@@ -175,6 +176,19 @@ def umount2(target: bytes, flags: int) -> None:
     """Call umount2(2)."""
     if _libc.umount2(target, flags) != 0:
         _raise_errno(target)
+
+
+def drop_capability(number: int) -> None:
+    """Take a capability (CAP_*) for good from the calling thread, and from those that it starts."""
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    data = ctypes.create_string_buffer(24)  # effective, permitted, inheritable: the lower halves, then the upper ones
+    if _libc.capget(header, data) != 0:
+        _raise_errno()
+    words = list(struct.unpack("=6I", data.raw))
+    for index in range(number // 32 * 3, number // 32 * 3 + 3):
+        words[index] &= ~(1 << number % 32)
+    if _libc.capset(header, struct.pack("=6I", *words)) != 0:
+        _raise_errno()
 
 
 def set_thread_credentials(uid: int, gid: int, groups: Sequence[int]) -> None:
