@@ -480,6 +480,20 @@ def check_set_id_bits_go_when_another_writes(root: Path, users: Users) -> None:
     assert mode_of(path) in (0o767, 0o2767)  # was a mark for mandatory locking; since 6.1 the kernel takes it as well
 
 
+def check_set_group_id_without_execution_stays_for_members(root: Path, users: Users) -> None:
+    path = with_mode(root / "file", 0o2765, users.alice.uid, users.alice.gid)
+    users.alice(write_to, path, b"x")
+    users.alice(os.truncate, path, 1)
+    users.alice(truncate_open, path, 1)
+    assert mode_of(path) == 0o2765
+    os.chown(path, users.bob.uid, GROUP)
+    path.chmod(0o2765)
+    users.alice(write_to, path, b"x")
+    assert mode_of(path) == 0o2765
+    users.alice(write_file, path)
+    assert mode_of(path) == 0o2765
+
+
 def check_set_id_bits_stay_when_root_writes(root: Path, users: Users) -> None:
     path = with_mode(root / "file", 0o6777)
     write_to(path, b"x")

@@ -25,7 +25,7 @@ def full(request: pytest.FixtureRequest, tmpfs: Path) -> Iterator[Mount]:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=tmpfs, ignore_cleanup_errors=True)))
         if request.param == "ext4":
-            directory = stack.enter_context(filesystem("ext4", directory, "1024M"))
+            directory = stack.enter_context(filesystem("ext4", directory, f"{ENTRIES // 50}M"))
         large = directory / "source" / "large"
         large.mkdir(parents=True)
         for number in range(ENTRIES):

@@ -38,6 +38,7 @@ class OpenFile:
     appends: bool
     pid: int | None
     uid: int
+    gid: int
 
 
 @dataclass(slots=True)
@@ -93,7 +94,7 @@ class Files:
             expectations.append(Expectation(events.CLOSE_WRITE, at, inode=node.key, optional=True, silent=True))
             opened = _opened_to_write(node)
         bracket = recorder.operation(expectations, *recorder.caller(ctx))
-        with bracket, opened as writable, self._tree.writing_as(ctx.uid):
+        with bracket, opened as writable, self._tree.as_caller(ctx):
             os.ftruncate(writable, 0)
 
     def wait_for_lease(self, nodeid: int, access_mode: int) -> None:
@@ -152,7 +153,8 @@ class Files:
         if appends:
             node.ends = node.ends or Ends(os.fstat(fd).st_size)
             node.ends.openers += 1
-        self._files[fd] = OpenFile(fd, node, writable, appends, process_of(ctx.pid) if writable else None, ctx.uid)
+        pid = process_of(ctx.pid) if writable else None
+        self._files[fd] = OpenFile(fd, node, writable, appends, pid, ctx.uid, ctx.gid)
         # Without invalidation the page cache must not outlive the open.
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fd), keep_cache=False)
 
@@ -170,8 +172,11 @@ class Files:
         file = self._files[fh]
         recorder = self._tree.recorder
         expectations = _writing(recorder.memory_of(file.node), file.node.key)
-        with recorder.operation(expectations, file.pid, file.uid), self._tree.writing_as(file.uid):
-            status = os.fstat(fh)
+        status = os.fstat(fh)
+        # Writing takes the set-group-id bit from a file of a group that the writer is not in.
+        in_groups = status.st_mode & stat.S_ISGID
+        opener = self._tree.as_user(file.uid, file.gid, file.pid) if in_groups else self._tree.writing_as(file.uid)
+        with recorder.operation(expectations, file.pid, file.uid), opener:
             if status.st_nlink == 0:
                 expectations.clear()  # silent, as behind the mount: its name may be another file's by now
             ends = file.node.ends

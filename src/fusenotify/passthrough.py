@@ -193,17 +193,23 @@ class Passthrough:
         """
         umask = os.umask(ctx.umask)
         try:
-            if self._own_uid != 0 or (ctx.uid, ctx.gid) == (0, self._own_gid):
+            with self.as_user(ctx.uid, ctx.gid, ctx.pid):
                 yield
-            else:
-                with acting_as(ctx.uid, ctx.gid, groups_of(ctx.pid)):
-                    yield
         finally:
             os.umask(umask)
 
     @contextlib.contextmanager
+    def as_user(self, uid: int, gid: int, thread_id: int | None) -> Iterator[None]:
+        """Act as a user, in the supplementary groups of a thread of that user's; a user's daemon acts as it is."""
+        if self._own_uid != 0 or (uid, gid) == (0, self._own_gid):
+            yield
+            return
+        with acting_as(uid, gid, groups_of(thread_id or 0)):
+            yield
+
+    @contextlib.contextmanager
     def writing_as(self, uid: int) -> Iterator[None]:
-        """Use up space as this user, whom quotas and the blocks reserved for root concern."""
+        """Use up space as this user, whom quotas and the blocks reserved for root concern; cheaper than `as_user`."""
         if self._own_uid != 0 or uid == 0:
             yield
             return
@@ -308,8 +314,7 @@ class Passthrough:
             expectations.append(Expectation(events.CLOSE_WRITE, at, inode=node.key, optional=True, silent=True))
         with self.descriptor(node) as fd:
             with self.recorder.operation(expectations, *self.recorder.caller(ctx)):
-                truncating = self.as_caller(ctx) if open_fd is None else self.writing_as(ctx.uid)
-                change(fd, open_fd, wanted, fields, truncating)
+                change(fd, open_fd, wanted, fields, self.as_caller(ctx))
             return answer_of(node, os.fstat(fd))
 
     def setxattr(self, nodeid: int, name: bytes, value: bytes, ctx: Context) -> None:
