@@ -12,7 +12,8 @@ import pytest
 
 from tests.filesystems import filesystem
 from tests.harness import Mount, mounted, patched
-from tests.users import Users, users
+from tests.ordinary import NOBODY
+from tests.users import User, Users, users
 
 CAP_SYS_RESOURCE = 24
 
@@ -163,3 +164,20 @@ def test_the_daemon_has_no_right_to_exceed_quotas(mount: Mount) -> None:
         fields = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines())
         for name in ("CapEff", "CapPrm"):
             assert not int(fields[name], 16) >> CAP_SYS_RESOURCE & 1
+
+
+def test_the_daemon_of_a_user_may_say_now_where_it_may_write(directory: Path, nobody: list[str]) -> None:
+    """To set both times to now takes the right to write; to anything else, the owner."""
+    directory.chmod(0o755)
+    for name in ("source", "mount", "state"):
+        (directory / name).mkdir()
+        os.chown(directory / name, NOBODY, NOBODY)
+    theirs = directory / "source" / "theirs"
+    theirs.touch()
+    theirs.chmod(0o666)
+    os.utime(theirs, (1, 1))
+    with mounted(directory, command=[*nobody, "-m", "fusenotify"]) as mount, User(NOBODY, NOBODY, ()) as user:
+        user(os.utime, mount.mountpoint / "theirs")
+        assert theirs.stat().st_mtime > 1
+        with pytest.raises(PermissionError):
+            user(os.utime, mount.mountpoint / "theirs", (1, 1))
