@@ -1,5 +1,6 @@
 """Whose files are, and with whose rights the daemon of root acts for those who use its mount."""
 
+import ctypes
 import errno
 import os
 import stat
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fusenotify import _linux
 from tests.filesystems import filesystem
 from tests.harness import Mount, mounted, patched
 from tests.ordinary import NOBODY
@@ -181,3 +183,47 @@ def test_the_daemon_of_a_user_may_say_now_where_it_may_write(directory: Path, no
         assert theirs.stat().st_mtime > 1
         with pytest.raises(PermissionError):
             user(os.utime, mount.mountpoint / "theirs", (1, 1))
+
+
+CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER = 0, 1, 3
+_PR_SET_KEEPCAPS = 8
+
+
+def use_capabilities(place: Path, uid: int, capabilities: int) -> list[str]:
+    """Become a user that keeps some of root's rights, use them, and return what was refused."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    assert ctypes.CDLL(None).prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0) == 0
+    os.setresuid(uid, uid, uid)
+    _linux.raise_capabilities(capabilities)
+    refused = []
+    calls: dict[str, Callable[[], object]] = {
+        "make": partial(os.mkdir, place / "new"),
+        "link": partial(os.link, place / "file", place / "link"),
+        "rename": partial(os.rename, place / "old", place / "renamed"),
+        "remove": partial(os.unlink, place / "gone"),
+        "truncate": partial(os.truncate, place / "file", 1),
+        "write": partial(Path(place / "file").write_text, "written"),
+        "attribute": partial(os.setxattr, place / "file", "user.x", b"1"),
+        "mode": partial(os.chmod, place / "file", 0o640),
+        "owner": partial(os.chown, place / "file", 5, 6),
+    }
+    for name, call in calls.items():
+        try:
+            call()
+        except PermissionError:
+            refused.append(name)
+    return refused
+
+
+@pytest.mark.parametrize("number", [None, CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER])
+def test_who_has_rights_without_being_root(shared: Mount, directory: Path, number: int | None) -> None:
+    refused = []
+    for place in (shared.mountpoint, directory):
+        (place / "theirs").mkdir()
+        for name in ("file", "old", "gone"):
+            (place / "theirs" / name).write_text("x")
+        with User(0, 0, ()) as user:
+            refused.append(user(use_capabilities, place / "theirs", 12345, 0 if number is None else 1 << number))
+    assert refused[0] == refused[1]
+    assert len(refused[0]) == {None: 9, CAP_CHOWN: 8, CAP_DAC_OVERRIDE: 2, CAP_FOWNER: 8}[number]

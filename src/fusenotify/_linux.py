@@ -26,7 +26,7 @@ MNT_DETACH: Final = 2
 
 # The C library's setgroups() changes every thread of the process (POSIX); only the bare system call is per thread.
 _SYS_SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}.get(platform.machine(), 159)
-_CAPABILITY_VERSION_3: Final = 0x20080522
+_CAPABILITIES_OF_THIS_THREAD: Final = struct.pack("=Ii", 0x20080522, 0)  # version 3 of the interface
 _STATX_BASIC: Final = 0x7FF
 _STATX_BTIME: Final = 0x800
 _SYS_OPENAT2: Final = 437  # the same number on every architecture
@@ -180,14 +180,30 @@ def umount2(target: bytes, flags: int) -> None:
 
 def drop_capability(number: int) -> None:
     """Take a capability (CAP_*) for good from the calling thread, and from those that it starts."""
-    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    data = ctypes.create_string_buffer(24)  # effective, permitted, inheritable: the lower halves, then the upper ones
-    if _libc.capget(header, data) != 0:
+    effective, permitted, inheritable = _capabilities()
+    kept = ~(1 << number)
+    _set_capabilities(effective & kept, permitted & kept, inheritable & kept)
+
+
+def raise_capabilities(capabilities: int) -> None:
+    """Make those of a set of capabilities (bits) effective in the calling thread that it is permitted to have."""
+    effective, permitted, inheritable = _capabilities()
+    _set_capabilities(effective | capabilities & permitted, permitted, inheritable)
+
+
+def _capabilities() -> tuple[int, int, int]:
+    """Return the calling thread's effective, permitted and inheritable sets."""
+    data = ctypes.create_string_buffer(24)
+    if _libc.capget(_CAPABILITIES_OF_THIS_THREAD, data) != 0:
         _raise_errno()
-    words = list(struct.unpack("=6I", data.raw))
-    for index in range(number // 32 * 3, number // 32 * 3 + 3):
-        words[index] &= ~(1 << number % 32)
-    if _libc.capset(header, struct.pack("=6I", *words)) != 0:
+    lower = struct.unpack_from("=3I", data, 0)
+    upper = struct.unpack_from("=3I", data, 12)
+    return lower[0] | upper[0] << 32, lower[1] | upper[1] << 32, lower[2] | upper[2] << 32
+
+
+def _set_capabilities(*sets: int) -> None:
+    words = [one & 0xFFFFFFFF for one in sets] + [one >> 32 & 0xFFFFFFFF for one in sets]
+    if _libc.capset(_CAPABILITIES_OF_THIS_THREAD, struct.pack("=6I", *words)) != 0:
         _raise_errno()
 
 

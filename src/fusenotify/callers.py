@@ -1,8 +1,9 @@
 """What /proc tells of whoever waits for an answer: nothing of somebody outside our pid namespace, or gone meanwhile."""
 
 import os
+from typing import Final
 
-import pyfuse3
+_RIGHTS: Final = (b"Groups:", b"CapEff:")
 
 
 def process_of(thread_id: int) -> int | None:
@@ -23,9 +24,20 @@ def process_of(thread_id: int) -> int | None:
 
 def groups_of(thread_id: int) -> tuple[int, ...]:
     """Return the supplementary groups of a thread; none where nothing is known of it, which gives it fewer rights."""
+    return rights_of(thread_id)[0]
+
+
+def rights_of(thread_id: int) -> tuple[tuple[int, ...], int]:
+    """Return the supplementary groups and the effective capabilities (bits) of a thread; none if it is not known.
+
+    In a user namespace of its own a thread may have capabilities over the users of that namespace only. Whether they
+    reach the file in question the kernel has checked before it asked us.
+    """
     if thread_id <= 0:
-        return ()
+        return (), 0
     try:
-        return tuple(sorted(pyfuse3.get_sup_groups(thread_id)))
+        with open(f"/proc/{thread_id}/status", "rb") as file:
+            fields = dict(line.split(b":", 1) for line in file.read().splitlines() if line.startswith(_RIGHTS))
     except OSError:
-        return ()
+        return (), 0
+    return tuple(map(int, fields[b"Groups"].split())), int(fields[b"CapEff"], 16)

@@ -18,7 +18,7 @@ from fusenotify import _linux, events
 from fusenotify._linux import proc_path
 from fusenotify.attributes import answer_of, change, entry_of, has_names, raised_by
 from fusenotify.backing import Backing, Found, acting_as
-from fusenotify.callers import groups_of
+from fusenotify.callers import rights_of
 from fusenotify.echoes import Expectation
 from fusenotify.inodes import ROOT_NODEID, InodeTable, Node
 from fusenotify.recorder import Recorder
@@ -204,7 +204,7 @@ class Passthrough:
         if self._own_uid != 0 or (uid, gid) == (0, self._own_gid):
             yield
             return
-        with acting_as(uid, gid, groups_of(thread_id or 0)):
+        with acting_as(uid, gid, *rights_of(thread_id or 0)):
             yield
 
     @contextlib.contextmanager
