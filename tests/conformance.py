@@ -30,6 +30,7 @@ P = ParamSpec("P")
 NOREPLACE: Final = 1
 ACCESS_ACL: Final = "system.posix_acl_access"
 DEFAULT_ACL: Final = "system.posix_acl_default"
+_RENAME_WHITEOUT: Final = 4
 _UTIME_NOW: Final = (1 << 30) - 1
 
 
@@ -127,6 +128,15 @@ def check_rename_exchange(root: Path, users: Users) -> None:
     fails(errno.ENOENT, rename2, root / "file", root / "none", _linux.RENAME_EXCHANGE)
     fails(errno.EINVAL, rename2, root / "file", root / "d", _linux.RENAME_EXCHANGE | NOREPLACE)
     fails(errno.EINVAL, rename2, root / "file", root / "d", 1 << 20)
+
+
+def check_rename_whiteout(root: Path, users: Users) -> None:
+    (root / "a").write_text("a")
+    rename2(root / "a", root / "b", _RENAME_WHITEOUT)
+    assert (root / "b").read_text() == "a"
+    assert stat.S_ISCHR((root / "a").lstat().st_mode)
+    assert (root / "a").lstat().st_rdev == 0
+    fails(errno.EINVAL, rename2, root / "a", root / "b", _RENAME_WHITEOUT | _linux.RENAME_EXCHANGE)
 
 
 def check_rename_exchange_of_a_directory_and_what_is_below_it(root: Path, users: Users) -> None:
