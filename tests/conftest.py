@@ -11,6 +11,12 @@ import pytest
 from fusenotify import _linux
 from tests.harness import Mount, Watch, mounted
 from tests.ordinary import commands_of_nobody
+from tests.soak import SEED, SOAK
+
+
+def pytest_report_header() -> str:
+    """Tell how to have the same random tests again."""
+    return f"random tests: FUSENOTIFY_SOAK={int(SOAK)} FUSENOTIFY_SEED={SEED}"
 
 
 @pytest.fixture(scope="session")
