@@ -518,7 +518,7 @@ def sides_of_a_user(tmpfs: Path) -> Iterator[Sides]:
         yield Sides(Side(mount.mountpoint, who[0], mount.source), Side(directory / "plain", who[1]), [DEFAULT_ACL])
 
 
-@pytest.mark.timeout(900)  # which shrinking may need
+@pytest.mark.timeout(examples(900, 7200))  # shrinking takes long
 @settings(
     max_examples=examples(75, 3000),
     deadline=None,
@@ -532,7 +532,7 @@ def test_the_mount_answers_as_a_plain_directory(sides: Sides, sequence: list[Ste
     sides.compare(sequence)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(examples(900, 7200))
 @settings(
     max_examples=examples(75, 3000),
     deadline=None,
