@@ -17,6 +17,7 @@ import socket
 import stat
 import struct
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ NOREPLACE: Final = 1
 ACCESS_ACL: Final = "system.posix_acl_access"
 DEFAULT_ACL: Final = "system.posix_acl_default"
 _RENAME_WHITEOUT: Final = 4
+_CLOCK_REALTIME_COARSE: Final = 5  # by which files are stamped
 _UTIME_NOW: Final = (1 << 30) - 1
 
 
@@ -637,6 +639,8 @@ def check_append_taken_back(root: Path, users: Users) -> None:
         set_flags(fd, 0)
         assert os.pwrite(fd, b"ab", 3) == 2
         assert path.read_bytes() == b"012ab56789"
+        os.pwrite(fd, b"far", 20)
+        os.ftruncate(fd, 10)
         set_flags(fd, os.O_APPEND)
         os.pwrite(fd, b"cd", 0)
     with opened(path, os.O_RDWR) as fd:
@@ -1104,11 +1108,11 @@ def check_blocks(root: Path, users: Users) -> None:
 def check_times(root: Path, users: Users) -> None:
     path = root / "file"
     path.touch()
-    for time in (0, 1, -1, -1_500_000_000, 123_456_789, 2_200_000_000_000_000_003, -2_000_000_000_000_000_001,
+    for when in (0, 1, -1, -1_500_000_000, 123_456_789, 2_200_000_000_000_000_003, -2_000_000_000_000_000_001,
                  5_000_000_000_123_456_789):  # fmt: skip
-        os.utime(path, ns=(time + 7, time))
+        os.utime(path, ns=(when + 7, when))
         status = path.stat()
-        assert (status.st_atime_ns, status.st_mtime_ns) == (time + 7, time)
+        assert (status.st_atime_ns, status.st_mtime_ns) == (when + 7, when)
     before = path.stat().st_ctime_ns
     _linux.utimensat(os.fsencode(path), 5, None)
     assert path.stat().st_mtime_ns == 5_000_000_000_123_456_789
@@ -1139,6 +1143,16 @@ def check_what_changes_the_times(root: Path, users: Users) -> None:
         change()
         assert (path.stat().st_mtime_ns != 1, path.parent.stat().st_mtime_ns != 1) == (of_file, of_directory)
         assert path.stat().st_ctime_ns >= before
+
+
+def check_changing_the_owner_to_nobody_is_a_change(root: Path, users: Users) -> None:
+    """Of the ctime; POSIX leaves that open."""
+    path = with_mode(root / "file", 0o644)
+    before = path.stat().st_ctime_ns
+    while time.clock_gettime_ns(_CLOCK_REALTIME_COARSE) <= before:
+        pass
+    os.chown(path, -1, -1)
+    assert path.stat().st_ctime_ns > before
 
 
 def check_each_attribute_alone(root: Path, users: Users) -> None:

@@ -39,7 +39,7 @@ class Ends:
 
     def is_append(self, offset: int, length: int, size: int) -> bool:
         """Whether a write is an append; `size` is the file's now."""
-        if offset >= size or offset == self._told[-1]:
+        if offset in (size, self._told[-1]):
             return True
         end = offset + length
         is_of_pages = offset % _PAGE == 0 and (end % _PAGE == 0 or end in self._told)

@@ -13,6 +13,7 @@ from fusenotify import _linux, events
 from fusenotify._linux import proc_path
 from fusenotify.inodes import Node
 
+_FIELDS: Final = tuple(f"update_{name}" for name in ("uid", "gid", "mode", "size", "atime", "mtime"))
 _NOW: Final = 10**9  # nanoseconds that a request may be under way
 
 
@@ -74,7 +75,8 @@ def change(
         BlockingIOError: somebody holds a lease on the file that is to be truncated.
     """
     path = proc_path(fd)
-    if fields.update_uid or fields.update_gid:
+    changes_nothing = not any(getattr(fields, name) for name in _FIELDS)  # chown(2) to nobody, which sets the ctime
+    if fields.update_uid or fields.update_gid or changes_nothing:
         os.chown(path, wanted.st_uid if fields.update_uid else -1, wanted.st_gid if fields.update_gid else -1)
     if fields.update_mode:
         os.chmod(path, stat.S_IMODE(wanted.st_mode))
