@@ -6,16 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import conformance
+from tests.conformance import CHECKS
 from tests.filesystems import filesystem
 from tests.harness import mounted
 from tests.users import Users, users
-
-Check = Callable[[Path, Users], None]
-
-CHECKS: dict[str, Check] = {
-    name.removeprefix("check_"): check for name, check in vars(conformance).items() if name.startswith("check_")
-}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +42,7 @@ def filesystem_root(request: pytest.FixtureRequest, tmpfs: Path) -> Iterator[Pat
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
-def test_conformance(filesystem_root: Path, everybody: Users, check: Check) -> None:
+def test_conformance(filesystem_root: Path, everybody: Users, check: Callable[[Path, Users], None]) -> None:
     root = Path(tempfile.mkdtemp(dir=filesystem_root))
     root.chmod(0o755)
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fusenotify import _linux
-from tests.conformance import DEFAULT_ACL, acl, fails, mode_of, opened
+from tests.conformance.tools import DEFAULT_ACL, acl, fails, mode_of, opened
 from tests.filesystems import filesystem
 from tests.harness import Mount, mounted
 from tests.ordinary import NOBODY

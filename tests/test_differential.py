@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from fusenotify import _linux
-from tests.conformance import ACCESS_ACL, DEFAULT_ACL, acl
+from tests.conformance.tools import ACCESS_ACL, DEFAULT_ACL, acl
 from tests.filesystems import filesystem
 from tests.harness import mounted
 from tests.ordinary import NOBODY, commands_of_nobody
