@@ -184,6 +184,23 @@ def test_default_acls_on_the_mount_of_an_ordinary_user(directory: Path, nobody: 
         assert mode_of(mount.source / "mount" / "file") == 0o600
 
 
+def test_a_directory_without_search_permission_on_the_mount_of_an_ordinary_user(
+    directory: Path, nobody: list[str]
+) -> None:
+    directory.chmod(0o755)
+    for name in ("source", "mount", "state"):
+        (directory / name).mkdir()
+        os.chown(directory / name, NOBODY, NOBODY)
+    with mounted(directory, command=[*nobody, "-m", "fusenotify"]) as mount, User(NOBODY, NOBODY, ()) as user:
+        for name in ("empty", "full", "full/sub"):
+            (mount.source / name).mkdir()
+        for name in ("empty", "full"):
+            (mount.source / name).chmod(0o744)
+        assert user(os.listdir, mount.source / "full") == ["sub"]
+        assert user(os.listdir, mount.mountpoint / "empty") == []
+        fails(errno.EACCES, user, os.listdir, mount.mountpoint / "full")
+
+
 def test_who_is_outside_our_pid_namespace_is_in_no_group(directory: Path) -> None:
     """So rights by group do not help it to make, remove, rename or link anything, nor to truncate by name."""
     directory.chmod(0o755)

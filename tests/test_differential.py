@@ -127,6 +127,8 @@ def do_lstat(path: bytes) -> object:
 
 
 def do_list(path: bytes) -> object:
+    if not os.access(path, os.X_OK):
+        return None  # not on the mount of an ordinary user (docs/guarantees.md)
     with os.scandir(path) as listing:
         return sorted((entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in listing)
 

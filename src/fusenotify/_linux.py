@@ -102,10 +102,11 @@ def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
 
 
 class DirectoryEntry(NamedTuple):
-    """A name in a directory, and the offset behind it: where lseek(2) continues a listing."""
+    """A name in a directory, its inode number, and the offset behind it: where lseek(2) continues a listing."""
 
     name: bytes
     end: int
+    number: int
 
 
 def getdents64(fd: int) -> list[DirectoryEntry]:
@@ -116,8 +117,8 @@ def getdents64(fd: int) -> list[DirectoryEntry]:
         _raise_errno()
     entries, at, raw = [], 0, buffer.raw
     while at < count:
-        end, length = struct.unpack_from("=8xqH", raw, at)
-        entries.append(DirectoryEntry(raw[at + 19 : raw.index(0, at + 19)], end))
+        number, end, length = struct.unpack_from("=QqH", raw, at)
+        entries.append(DirectoryEntry(raw[at + 19 : raw.index(0, at + 19)], end, number))
         at += length
     return entries
 

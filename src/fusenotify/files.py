@@ -14,7 +14,7 @@ import pyfuse3
 from fusenotify import events
 from fusenotify._linux import proc_path
 from fusenotify.appending import Ends
-from fusenotify.attributes import attributes_of, entry_of
+from fusenotify.attributes import entry_of
 from fusenotify.callers import process_of
 from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.echoes import Expectation, Name
@@ -223,9 +223,9 @@ class Files:
         """Answer with the entries behind `offset` that fit, each of them a lookup as well."""
         directory = self._directories[fh]
         has_entries = False
-        for name, end in directory.listing.entries(offset):
+        for name, end, number in directory.listing.entries(offset):
             try:
-                listed = self._look_up(directory, name)
+                listed = self._look_up(directory, name, number)
             except OSError:
                 # Nobody would take back the lookups of an answer that is an error: the next one begins with it.
                 if has_entries:
@@ -240,11 +240,12 @@ class Files:
                 return
             has_entries = True
 
-    def _look_up(self, directory: OpenDirectory, name: bytes) -> tuple[pyfuse3.EntryAttributes, Node | None] | None:
+    def _look_up(
+        self, directory: OpenDirectory, name: bytes, number: int
+    ) -> tuple[pyfuse3.EntryAttributes, Node | None] | None:
         """Return what is listed of a name, and the node that a lookup was counted for; None if it is not listed."""
-        if name in (b".", b".."):  # the kernel takes no more of these two than type and number
-            known = b"." if directory.node.nodeid == ROOT_NODEID else name
-            return attributes_of(os.stat(known, dir_fd=directory.fd)), None
+        if name in (b".", b".."):
+            return _dot(directory.node.key.number if directory.node.nodeid == ROOT_NODEID else number), None
         if name == _HIDDEN:
             return None
         try:
@@ -259,6 +260,14 @@ class Files:
         """Close a directory."""
         del self._directories[fh]
         os.close(fh)
+
+
+def _dot(number: int) -> pyfuse3.EntryAttributes:
+    """Return what is listed of `.` and `..`, of which the kernel takes no more than type and number."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = pyfuse3.InodeT(number)
+    entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR)
+    return entry
 
 
 @contextlib.contextmanager
