@@ -11,7 +11,7 @@ from collections import deque
 from typing import Final
 
 _PAGE: Final = 4096
-_REMEMBERED: Final = 16  # ends: a write may have been under way while newer ones were told
+_REMEMBERED: Final = 16  # ends: a write may have been under way while another was told, as it had changed behind
 
 
 class Ends:
@@ -33,9 +33,14 @@ class Ends:
             self._told.append(size)
 
     def wrote(self, end: int) -> None:
-        """Note that the kernel knows of bytes up to `end`."""
+        """Note that the kernel has written bytes up to `end`."""
         if self._told[-1] < end:
-            self._told.append(end)
+            self.set(end)
+
+    def set(self, size: int) -> None:
+        """Note that the kernel has set the size itself: it locks the file, so no write with another is under way."""
+        self._told.clear()
+        self._told.append(size)
 
     def is_append(self, offset: int, length: int, size: int) -> bool:
         """Whether a write is an append; `size` is the file's now."""

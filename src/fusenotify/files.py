@@ -96,6 +96,8 @@ class Files:
         bracket = recorder.operation(expectations, *recorder.caller(ctx))
         with bracket, opened as writable, self._tree.as_caller(ctx):
             os.ftruncate(writable, 0)
+        if node.ends:
+            node.ends.set(0)
 
     def wait_for_lease(self, nodeid: int, access_mode: int) -> None:
         """Return when whoever holds a lease on a file has let go of it. Slow: for a thread."""

@@ -315,6 +315,8 @@ class Passthrough:
         with self.descriptor(node) as fd:
             with self.recorder.operation(expectations, *self.recorder.caller(ctx)):
                 change(fd, open_fd, wanted, fields, self.as_caller(ctx))
+            if node.ends and fields.update_size:
+                node.ends.set(wanted.st_size)
             return answer_of(node, os.fstat(fd))
 
     def setxattr(self, nodeid: int, name: bytes, value: bytes, ctx: Context) -> None:

@@ -52,6 +52,9 @@ def check_append_taken_back(root: Path, users: Users) -> None:
         assert path.read_bytes() == b"012ab56789"
         os.pwrite(fd, b"far", 20)
         os.ftruncate(fd, 10)
+        os.pwrite(fd, b"back", 23)
+        os.ftruncate(fd, 10)
+        os.pwrite(fd, b"0", 0)
         set_flags(fd, os.O_APPEND)
         os.pwrite(fd, b"cd", 0)
     with opened(path, os.O_RDWR) as fd:
