@@ -4,8 +4,8 @@ import pytest
 
 from fusenotify import events, groups
 from fusenotify.errors import LimitReached, NotPermitted, UsageError
-from fusenotify.events import CREATE, DEFAULT, EXCHANGE, IS_DIR, LOCAL, RECOVERED, RENAME, EventRecord
-from fusenotify.groups import Debt, Group, Groups
+from fusenotify.events import CREATE, DEFAULT, EXCHANGE, IS_DIR, LOCAL, OTHER_IS_DIR, RECOVERED, RENAME, EventRecord
+from fusenotify.groups import Group, Groups
 from fusenotify.identity import InodeKey
 from fusenotify.protocol import AddMark
 from fusenotify.tree import Directory, Tree
@@ -53,7 +53,6 @@ class World:
             debt = debts.popleft()
             self.asked.append(debt.directory.path)
             debt.group.pay(debt, self.below.get(debt.directory.path, []))
-            debts.extend(Debt(debt.group, child, debt.cause) for child in debt.directory.children.values())
 
     def open(self, base: bytes = b".", limit: int = 0) -> Group:
         return self.groups.open(0, self[base], limit)
@@ -328,8 +327,8 @@ def test_an_exchange_across_the_border_is_one_thing_out_and_another_in(new: byte
     world.mark(group, b"in")
     world.below[b"in/d"] = [(b"e", False)]
     old = b"out/d" if new == b"in/d" else b"in/d"
-    is_dir = IS_DIR if old in directories else 0
-    world.publish(world.record(new, RENAME, flags=EXCHANGE | LOCAL | is_dir, old=old))
+    flags = (IS_DIR if old in directories else 0) | (OTHER_IS_DIR if new in directories else 0)
+    world.publish(world.record(new, RENAME, flags=EXCHANGE | LOCAL | flags, old=old))
     told = [(one.kind, one.path, one.old_path, one.flags) for _, one in drained(group)]
     out_is_dir, in_is_dir = (IS_DIR if path in directories else 0 for path in (b"in/d", b"out/d"))
     assert told[:2] == [

@@ -3,7 +3,7 @@
 import struct
 from collections import deque
 
-from fusenotify.joiner import IN_CREATE, IN_DELETE, IN_ISDIR, IN_MOVED_FROM, IN_MOVED_TO
+from fusenotify.joiner import IN_CREATE, IN_DELETE, IN_ISDIR, IN_MOVE_SELF, IN_MOVED_FROM, IN_MOVED_TO
 from fusenotify.stream import Stream
 
 DIRECTORY_LEAVES = IN_MOVED_FROM | IN_ISDIR
@@ -14,6 +14,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.position = 0
+        self.root_wd: int | None = None
         self.waiting: deque[tuple[int, bytes]] = deque()
 
     def raise_event(self, wd: int, mask: int, name: bytes) -> None:
@@ -69,3 +70,47 @@ def test_a_directory_that_comes_to_a_name_may_overwrite_an_empty_one() -> None:
     assert stream.will_leave(1, b"a")
     stream.left(1, b"a")
     assert not stream.will_leave(1, b"a")
+
+
+def test_a_directory_that_moves_says_so_where_it_happens_and_nothing_goes_further() -> None:
+    kernel = Kernel()
+    stream = Stream(kernel)
+    kernel.raise_event(1, DIRECTORY_LEAVES, b"a")
+    kernel.raise_event(2, IN_MOVE_SELF, b"")
+    behind = kernel.position
+    kernel.raise_event(1, IN_CREATE, b"b")
+    assert stream.has_moved(2, 0)
+    assert not stream.has_moved(2, behind)
+    assert not stream.has_moved(3, 0)
+    told = []
+    while (chunk := stream.next()) is not None:
+        told += [(event[1], event[4]) for event in chunk[1]]
+    assert told == [(1, b"a"), (1, b"b")]
+
+
+def test_what_moves_after_a_name_was_left_has_not_moved_there() -> None:
+    kernel = Kernel()
+    stream = Stream(kernel)
+    kernel.raise_event(1, DIRECTORY_LEAVES, b"a")
+    kernel.raise_event(2, IN_MOVE_SELF, b"")
+    assert not stream.has_moved(2, 0, (1, b"a"))
+    assert stream.has_moved(2, 0, (1, b"b"))
+
+
+def test_the_root_says_that_it_has_moved() -> None:
+    kernel = Kernel()
+    kernel.root_wd = 1
+    stream = Stream(kernel)
+    kernel.raise_event(1, IN_MOVE_SELF, b"")
+    chunk = stream.next()
+    assert chunk is not None
+    assert [event[2] for event in chunk[1]] == [IN_MOVE_SELF]
+
+
+def test_moves_that_have_been_told_are_forgotten() -> None:
+    kernel = Kernel()
+    stream = Stream(kernel)
+    kernel.raise_event(2, IN_MOVE_SELF, b"")
+    assert stream.has_moved(2, 0)
+    stream.told(kernel.position)
+    assert not stream.has_moved(2, 0)

@@ -22,6 +22,7 @@ from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes
 from fusenotify.errors import EnvironmentProblem, NotAMount
 from fusenotify.events import format_cursor
+from fusenotify.exchanges import Exchanges
 from fusenotify.files import Files
 from fusenotify.groups import Groups
 from fusenotify.hearing import Hearing
@@ -67,9 +68,10 @@ class Daemon:
         self._tree = Tree(self._backing.root_key)
         stream = Stream(self._watcher)
         crawler = Crawler(self._backing, self._watcher, stream, self._tree)
-        self._translator = Translator(self._backing, self._watcher, stream, crawler, self._tree, echoes)
+        exchanges = Exchanges(self._backing, stream, crawler, self._tree, echoes)
+        self._translator = Translator(self._backing, self._watcher, stream, crawler, exchanges, self._tree, echoes)
         self._groups = Groups(self._tree, owner=os.geteuid(), watch_other=options.watch_other)
-        self._hearing = Hearing(self._watcher, stream, self._translator, crawler, echoes, self._groups)
+        self._hearing = Hearing(self._watcher, stream, self._translator, crawler, exchanges, echoes, self._groups)
 
         self._table = InodeTable(self._backing.root_key.device)
         recorder = Recorder(self._watcher, self._hearing, lambda: len(self._groups) > 0)

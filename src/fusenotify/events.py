@@ -77,6 +77,7 @@ IS_DIR: Final = 1
 EXCHANGE: Final = 2
 RECOVERED: Final = 4
 LOCAL: Final = 8
+OTHER_IS_DIR: Final = 16
 
 _KIND_BY_BIT: Final = {int(kind): kind for kind in Kind}
 _NAME_BY_BIT: Final = {int(kind): (kind.name or "").lower() for kind in Kind}
@@ -90,7 +91,7 @@ class EventRecord(msgspec.Struct, array_like=True, gc=False):
         seq: position in the history of this run of the daemon; grows by one per event.
         time_ns: when the daemon read it, nanoseconds since the epoch.
         kind: one bit of `Kind`.
-        flags: IS_DIR, EXCHANGE, RECOVERED, LOCAL.
+        flags: IS_DIR, EXCHANGE, RECOVERED, LOCAL; OTHER_IS_DIR where an exchange brought a directory to `old_path`.
         path: path below the root that the group sees; None for the side of a rename that lies outside.
         old_path: where a rename came from; None for other kinds and for what came from outside.
         pid: the process that did it, where known.

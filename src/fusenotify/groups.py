@@ -8,7 +8,7 @@ from typing import Final
 
 from fusenotify import events
 from fusenotify.errors import LimitReached, NotPermitted, UsageError
-from fusenotify.events import ALWAYS, EXCHANGE, IS_DIR, LOCAL, OVERFLOW, RECOVERED, EventRecord
+from fusenotify.events import ALWAYS, EXCHANGE, IS_DIR, LOCAL, OTHER_IS_DIR, OVERFLOW, RECOVERED, EventRecord
 from fusenotify.protocol import DIR, LOCAL_ORIGIN, REMOTE_ORIGIN, SUBTREE, AddMark
 from fusenotify.queue import DEFAULT_LIMIT, Batch, Queue
 from fusenotify.tree import ROOT_PATH, Directory, Tree
@@ -184,18 +184,20 @@ class Group:
         taker = next((mark for mark in marks if mark.wants(record)), None)
         if taker is not None:
             yield taker.number, self._as_seen(record, path, old_path)
+            if record.flags & EXCHANGE and any(debt.group is self for debt in self._debts):
+                yield from ((taker.number, both) for both in self._introduced(record, path, old_path))
         is_new = path is not None and old_path is None and record.old_path is not None
         if is_new and record.flags & IS_DIR and any(mark.subtree for mark in marks):
             assert record.old_path is not None
             directory = self._tree.find(record.old_path)  # the tree is still the one before
             if directory is not None:
-                self._debts.append(Debt(self, directory, record))
+                # Each by itself: before it is paid, what is below may have changed places with something else.
+                self._debts.extend(Debt(self, below, record) for below in directory.below())
 
     def _renames_of(self, record: EventRecord, *, here_is_old: bool) -> tuple[EventRecord, EventRecord]:
         """Return what an exchange across the border is to those on this side: one thing goes out, another comes in."""
-        assert record.path is not None
         one_is_dir = record.flags & IS_DIR
-        other_is_dir = IS_DIR if self._tree.find(record.path) is not None else 0  # the tree is still the one before
+        other_is_dir = IS_DIR if record.flags & OTHER_IS_DIR else 0
         one = (record.old_path, record.path, one_is_dir)
         other = (record.path, record.old_path, other_is_dir)
         out, into = (
@@ -205,6 +207,18 @@ class Group:
             for old, new, is_dir in ((one, other) if here_is_old else (other, one))
         )
         return out, into
+
+    def _introduced(
+        self, record: EventRecord, path: bytes | None, old_path: bytes | None
+    ) -> tuple[EventRecord, EventRecord]:
+        """Return what tells of both sides of an exchange to who may not have heard of the names yet."""
+        flags = record.flags & LOCAL | RECOVERED
+        other_is_dir = IS_DIR if record.flags & OTHER_IS_DIR else 0
+        one, other = (
+            EventRecord(record.seq, record.time_ns, events.CREATE, flags | is_dir, name, None, record.pid, record.uid)
+            for name, is_dir in ((path, record.flags & IS_DIR), (old_path, other_is_dir))
+        )
+        return one, other
 
     def pay(self, debt: Debt, entries: Iterable[tuple[bytes, bool]]) -> None:
         """Queue a create for every entry of a directory that has come into reach, as far as the marks want to know."""

@@ -13,8 +13,9 @@ import trio
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes, LocalOperation
 from fusenotify.events import EventRecord
+from fusenotify.exchanges import Exchanges
 from fusenotify.groups import Debt, Groups
-from fusenotify.joiner import Item, Joiner, Move
+from fusenotify.joiner import Item, Joiner
 from fusenotify.stream import Stream
 from fusenotify.translation import Translator
 from fusenotify.watchers.inotify import InotifyWatcher
@@ -26,7 +27,7 @@ _MOST_TRIES: Final = 1000  # looks at a directory whose path is about to change,
 # How long the second half of a rename may be late. The kernel queues it microseconds after the first.
 _PARTNER_TIMEOUT: Final = 0.005
 # The same where the old name is there again and nothing has told of that: all that can follow is the other half of an
-# exchange, unless the backing filesystem does not tell of everything.
+# exchange, whose author may have lost the processor, unless the backing filesystem does not tell of everything.
 _HALF_TIMEOUT: Final = 1.0
 
 
@@ -39,6 +40,7 @@ class Hearing:
         stream: Stream,
         translator: Translator,
         crawler: Crawler,
+        exchanges: Exchanges,
         echoes: Echoes,
         groups: Groups,
     ) -> None:
@@ -47,10 +49,11 @@ class Hearing:
         self._translator = translator
         self._echoes = echoes
         self._crawler = crawler
+        self._exchanges = exchanges
         self._groups = groups
         self._ended = False
         self._joiner = Joiner()
-        self._held: list[Item] = []  # a rename that may be the first half of an exchange
+        self._held: list[Item] = []  # a rename that may be half an exchange, or a pair that may be a whole one
         self._held_until = 0.0
         self._work = trio.Event()
         self._processed = 0
@@ -170,43 +173,32 @@ class Hearing:
         if self._passed_on < self._last_call:
             return
         self._patience = None
-        held, self._held = self._held, []
-        await self._translate(held + self._joiner.flush(awaited_up_to))
+        flushed = self._joiner.flush(awaited_up_to)
+        if flushed:
+            await self._pass_on(flushed)
+        elif not self._joiner.waiting and not self._stream.has_unread and self._has_waited_enough():
+            held, self._held = self._held, []
+            await self._translate(held)
+
+    def _has_waited_enough(self) -> bool:
+        return trio.current_time() >= self._held_until or not self._exchanges.lacks_half(self._held)
 
     async def _pass_on(self, items: list[Item]) -> None:
+        """Translate items but for the renames at their end that what follows may show in another light."""
         held, self._held = self._held, []
         items = held + items
-        if items and isinstance(items[-1], Move) and self._may_be_half(items):
-            if len(items) > len(held):
-                self._held_until = trio.current_time() + _HALF_TIMEOUT
-            self._held = [items.pop()]
+        end = len(items) - self._exchanges.undecided(items, more_follows=self._joiner.waiting)
+        if end < len(items):
+            self._held = items[end:]
+            self._held_until = trio.current_time() + _HALF_TIMEOUT
             if not self._joiner.waiting:
                 self._patience = None  # what was waited for before has come
-        await self._translate(items)
-
-    def _may_be_half(self, items: list[Item]) -> bool:
-        """Whether the last of some items, a rename, may be the first half of an exchange."""
-        last = items[-1]
-        assert isinstance(last, Move)
-        if self._joiner.waiting:
-            return True  # what follows is not known yet
-        if self._echoes.at(last.position) is not None or _unpaired_at_the_end(items) is None:
-            return False
-        looks_so = self._translator.may_be_half_an_exchange(last)
-        # A look tells of the present: with events still unread, what follows has to be known first.
-        self._watcher.drain()
-        return looks_so or self._stream.has_more
+        await self._translate(items[:end])
 
     async def _translate(self, items: list[Item]) -> None:
-        start = 0
-        while start < len(items):
-            end = start + _PIECE
-            while end < len(items) and isinstance(items[end - 1], Move):
-                end += 1  # a rename and its mirror image are looked at together
-            for records in self._translator.translate(items[start:end], time.time_ns()):
-                self._publish(records)
-                await self._take_turns(len(records))
-            start = end
+        for records in self._translator.translate(items, time.time_ns()):
+            self._publish(records)
+            await self._take_turns(len(records))
 
     async def _pay_debts(self) -> None:
         """Tell groups what is in directories that have come into their reach, directory by directory."""
@@ -223,7 +215,6 @@ class Hearing:
                 unpaid.append(debt)
             elif entries is not None:
                 debt.group.pay(debt, entries)
-                debts.extend(Debt(debt.group, child, debt.cause) for child in debt.directory.children.values())
                 await self._take_turns(len(entries) + 1)
             elif debt.tries < _MOST_TRIES:
                 debt.tries += 1
@@ -244,17 +235,7 @@ class Hearing:
             self._publish(records)
         self._processed = position
         self._watcher.told(position)
+        self._stream.told(position)
         for entry in [entry for entry in self._waiters if entry[0] <= position and not self._groups.debts]:
             self._waiters.remove(entry)
             entry[1].set()
-
-
-def _unpaired_at_the_end(items: list[Item]) -> Move | None:
-    """Return the last item if it is a rename, unless it is the second of two mirror images, which belong together."""
-    if not items or not isinstance(items[-1], Move):
-        return None
-    unpaired: Move | None = None
-    for item in items:
-        is_second = unpaired is not None and isinstance(item, Move) and item.is_mirror_of(unpaired)
-        unpaired = item if isinstance(item, Move) and not is_second else None
-    return unpaired

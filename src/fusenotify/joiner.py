@@ -52,9 +52,11 @@ class Move(NamedTuple):
 
     def is_mirror_of(self, other: "Move") -> bool:
         """Whether this move goes exactly the other way: the second half of a RENAME_EXCHANGE looks so."""
-        return (self.old_wd, self.old_name) == (other.new_wd, other.new_name) and (self.new_wd, self.new_name) == (
-            other.old_wd,
-            other.old_name,
+        return (
+            self.old_wd is not None
+            and self.new_wd is not None
+            and (self.old_wd, self.old_name) == (other.new_wd, other.new_name)
+            and (self.new_wd, self.new_name) == (other.old_wd, other.old_name)
         )
 
 

@@ -2,19 +2,37 @@
 
 A directory that has come into the tree is opened by its path, which may be another one's by then: what happened to the
 name since is in the stream, further down. So whoever opens a path asks here whether a name on the way is to leave.
+
+The kernel tells a watched directory's own moves apart from its name's (IN_MOVE_SELF, right behind the two halves of the
+rename): they are evidence of which directory it was, and go no further.
 """
 
-from collections import Counter, deque
+import bisect
+from collections import deque
 from typing import Final, Protocol
 
-from fusenotify.joiner import IN_DELETE, IN_ISDIR, IN_MOVED_FROM, IN_MOVED_TO, RawEvent, parse
+from fusenotify.joiner import (
+    IN_DELETE,
+    IN_ISDIR,
+    IN_MOVE_SELF,
+    IN_MOVED_FROM,
+    IN_MOVED_TO,
+    RawEvent,
+    parse,
+)
 
 # What is moved to a name may take it from another directory, an empty one, of which nothing else is told.
 _LEAVING: Final = IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO
 
 
 class Source(Protocol):
-    """Where the bytes come from: a watcher."""
+    """Where the bytes come from: a watcher.
+
+    Attributes:
+        root_wd: the watch descriptor of the root, None before it is watched.
+    """
+
+    root_wd: int | None
 
     def drain(self) -> int:
         """Read what the kernel holds and return the position behind it."""
@@ -30,7 +48,8 @@ class Stream:
         self._source = source
         self._parsed_to = 0
         self._parsed: deque[tuple[int, list[RawEvent]]] = deque()
-        self._leaving: Counter[tuple[int, bytes]] = Counter()
+        self._leaving: dict[tuple[int, bytes], deque[int]] = {}  # where in the stream, in order
+        self._self_moves: list[tuple[int, int]] = []  # (position, wd)
 
     def next(self) -> tuple[int, list[RawEvent]] | None:
         """Return the oldest events that have not been returned and the position behind them."""
@@ -43,30 +62,60 @@ class Stream:
         """Whether there are events that have not been returned."""
         return bool(self._parsed) or self._parse_one()
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether there is more, in what was read or with the kernel."""
+        self._source.drain()
+        return self.has_more
+
     def will_leave(self, wd: int, name: bytes) -> bool:
         """Whether a directory is to leave a name (be deleted or renamed) in what was read and has not been told."""
-        now = self._source.drain()
-        while self._parsed_to < now and self._parse_one():
-            self._source.drain()  # parsing may take longer than the kernel's queue lasts
+        self._parse_all()
         return (wd, name) in self._leaving
 
     def left(self, wd: int, name: bytes) -> None:
         """Take note that a directory has left a name: this has been told."""
-        count = self._leaving[wd, name]
-        if count > 1:
-            self._leaving[wd, name] = count - 1
-        else:
+        positions = self._leaving[wd, name]
+        positions.popleft()
+        if not positions:
             del self._leaving[wd, name]
+
+    def has_moved(self, wd: int, after: int, place: tuple[int, bytes] | None = None) -> bool:
+        """Whether a watched directory moves behind a position, at a `place` (wd, name) before anything leaves that."""
+        self._parse_all()
+        until = min((one for one in self._leaving.get(place, ()) if one >= after), default=None) if place else None
+        for position, moved in self._self_moves[bisect.bisect_left(self._self_moves, (after, 0)) :]:
+            if until is not None and position > until:
+                return False
+            if moved == wd:
+                return True
+        return False
+
+    def told(self, position: int) -> None:
+        """Take note that everything before a position has been told."""
+        if self._self_moves:
+            del self._self_moves[: bisect.bisect_left(self._self_moves, (position, 0))]
+
+    def _parse_all(self) -> None:
+        now = self._source.drain()
+        while self._parsed_to < now and self._parse_one():
+            self._source.drain()  # parsing may take longer than the kernel's queue lasts
 
     def _parse_one(self) -> bool:
         chunk = self._source.take()
         if chunk is None:
             return False
-        position, data = chunk
-        events = parse(data, position)
-        for _, wd, mask, _, name in events:
+        start, data = chunk
+        events = parse(data, start)
+        has_self_moves = False
+        for position, wd, mask, _, name in events:
             if mask & IN_ISDIR and mask & _LEAVING:
-                self._leaving[wd, name] += 1
-        self._parsed_to = position + len(data)
+                self._leaving.setdefault((wd, name), deque()).append(position)
+            elif mask & IN_MOVE_SELF and wd != self._source.root_wd:
+                self._self_moves.append((position, wd))
+                has_self_moves = True
+        if has_self_moves:
+            events = [one for one in events if not one[2] & IN_MOVE_SELF or one[1] == self._source.root_wd]
+        self._parsed_to = start + len(data)
         self._parsed.append((self._parsed_to, events))
         return True

@@ -11,7 +11,8 @@ from fusenotify import events, joiner
 from fusenotify.backing import Backing
 from fusenotify.crawler import Arrival, Crawler
 from fusenotify.echoes import Echoes, Expectation, LocalOperation
-from fusenotify.events import EXCHANGE, IS_DIR, LOCAL, RECOVERED, EventRecord, Reason
+from fusenotify.events import EXCHANGE, IS_DIR, LOCAL, OTHER_IS_DIR, RECOVERED, EventRecord, Reason
+from fusenotify.exchanges import Exchanges, is_watched
 from fusenotify.identity import InodeKey
 from fusenotify.joiner import Item, Move, RawEvent
 from fusenotify.stream import Stream
@@ -48,6 +49,7 @@ class Translator:
         watcher: InotifyWatcher,
         stream: Stream,
         crawler: Crawler,
+        exchanges: Exchanges,
         tree: Tree,
         echoes: Echoes,
     ) -> None:
@@ -59,6 +61,7 @@ class Translator:
         self._watcher = watcher
         self._stream = stream
         self._crawler = crawler
+        self._exchanges = exchanges
         self._echoes = echoes
         self._time_ns = 0
         self._came_in: Move | None = None  # the last item, if it was a rename and not half an exchange
@@ -87,28 +90,23 @@ class Translator:
     def translate(self, items: Sequence[Item], time_ns: int) -> Iterator[list[EventRecord]]:
         """Yield the events of some items in batches. An empty one is a chance to do other work, and needed as such."""
         self._time_ns = time_ns
-        told_with_predecessor = False
+        told: set[int | None] = set()
         for index, item in enumerate(items):
             if self.root_gone:
                 break  # nothing comes after unmount
-            if told_with_predecessor:
-                told_with_predecessor = False
+            if index in told:
                 continue
+            if len(self._batch) >= _CHUNK:
+                yield from self._flush()
             self._note_leaving(item)
             came_in, self._came_in = self._came_in, None
             if self._echoes:
                 yield from self._tell_unheard(item[0])
             if isinstance(item, Move):
-                follower = items[index + 1] if index + 1 < len(items) else None
-                if isinstance(follower, Move) and self._is_swap(item, follower):
-                    self._note_leaving(follower)
-                    yield from self._on_move(follower, None)
-                    yield from self._on_move(item, None)
-                    told_with_predecessor = True
-                    continue
-                mirror = follower if isinstance(follower, Move) and follower.is_mirror_of(item) else None
-                told_with_predecessor = yield from self._on_move(item, mirror)
-                if came_in is not None and self._is_swap(came_in, item):
+                partner = self._exchanges.partner(items, index)
+                if (yield from self._on_rename(item, items[partner] if partner is not None else None)):
+                    told.add(partner)
+                elif came_in is not None and self._exchanges.is_swap(came_in, item):
                     yield from self._on_move(came_in, None)
                 self._came_in = item
             elif (directory := self.tree.by_wd.get(item[1])) is not None:
@@ -126,11 +124,6 @@ class Translator:
         self._time_ns = time_ns
         yield from self._tell_unheard(position)
         yield from self._flush()
-
-    def may_be_half_an_exchange(self, move: Move) -> bool:
-        """Whether the mirror image of this move may follow: its old name is there again, or still."""
-        old = self._directory(move.old_wd)
-        return old is not None and self._may_be_there(old, move.old_name)
 
     def _note_leaving(self, item: Item) -> None:
         if isinstance(item, Move):
@@ -205,6 +198,15 @@ class Translator:
 
     # --- renames ---------------------------------------------------------------------------------------------------
 
+    def _on_rename(self, move: Move, partner: Item | None) -> Generator[list[EventRecord], None, bool]:
+        """Tell of a rename and of its partner in an exchange, if it is one; return whether it is."""
+        if not isinstance(partner, Move) or partner.is_mirror_of(move):
+            return (yield from self._on_move(move, partner if isinstance(partner, Move) else None))
+        self._note_leaving(partner)
+        yield from self._on_move(partner, None)
+        yield from self._on_move(move, None)
+        return True
+
     def _on_move(self, move: Move, mirror: Move | None) -> Generator[list[EventRecord], None, bool]:
         """Tell of a rename; return whether the item behind it has been told with it."""
         old, new = self._directory(move.old_wd), self._directory(move.new_wd)
@@ -219,7 +221,7 @@ class Translator:
                 else:
                     yield from self._arrive_missed()
                 return False
-            if mirror is not None and expectation is None and self._looks_exchanged(new, move, mirror):
+            if mirror is not None and expectation is None and self._exchanges.is_exchange(old, new, move, mirror):
                 self._note_leaving(mirror)
                 yield from self._on_exchange(old, new, move, mirror, None)
                 return True
@@ -276,10 +278,13 @@ class Translator:
         """Tell of an exchange, as far as listeners know the names."""
         known_as_old = self._knows(old, move.old_name, move.position)
         known_as_new = self._knows(new, move.new_name, move.position)
-        other_is_dir = mirror.is_dir if mirror is not None else move.new_name in new.children
+        other_is_dir = mirror.is_dir if mirror is not None else self._is_directory(new, move.new_name)
+        is_certain = operation is not None or any(
+            map(is_watched, (old.children.get(move.old_name), new.children.get(move.new_name)))
+        )
         if known_as_old and known_as_new:
-            yield from self._exchange(old, new, move, operation)
-            if old.announced is not None or new.announced is not None:
+            yield from self._exchange(old, new, move, operation, other_is_dir=other_is_dir)
+            if old.announced is not None or new.announced is not None or (move.is_dir and not is_certain):
                 # The listing may have told of what came to the names later, and so of the wrong types.
                 yield from self._introduce(new, move.new_name, move.is_dir)
                 yield from self._introduce(old, move.old_name, other_is_dir)
@@ -299,10 +304,11 @@ class Translator:
         return known is None or name in known
 
     def _exchange(
-        self, old: Directory, new: Directory, move: Move, operation: LocalOperation | None
+        self, old: Directory, new: Directory, move: Move, operation: LocalOperation | None, *, other_is_dir: bool
     ) -> Iterator[list[EventRecord]]:
         old_path, new_path = old.prefix + move.old_name, new.prefix + move.new_name
-        self._tell(events.RENAME, new_path, operation, EXCHANGE | (IS_DIR if move.is_dir else 0), old_path)
+        flags = EXCHANGE | (IS_DIR if move.is_dir else 0) | (OTHER_IS_DIR if other_is_dir else 0)
+        self._tell(events.RENAME, new_path, operation, flags, old_path)
         yield from self._flush()
         ends = ((old, move.old_name), (new, move.new_name))
         if any(
@@ -320,37 +326,10 @@ class Translator:
     def _refresh_unless_sure(self, old: Directory, new: Directory, move: Move) -> Iterator[list[EventRecord]]:
         """Have listeners look again at two files that were exchanged, unless it is certain that they were."""
         ends = ((old, move.old_name), (new, move.new_name))
-        if not self._surely_exchanged(*(directory.prefix + name for directory, name in ends)):
+        if not self._exchanges.are_surely_exchanged(*(directory.prefix + name for directory, name in ends)):
             for directory, name in ends:
-                if self._may_be_there(directory, name):
+                if self._exchanges.may_be_there(directory, name):
                     yield from self._introduce(directory, name, is_dir=False)
-
-    def _is_swap(self, came_in: Move, left: Move) -> bool:
-        """Whether something came into the tree by a name, and what then left by it had that name before.
-
-        They changed places, by an exchange with something outside; the stream tells of that in this order.
-        """
-        directory = self._directory(came_in.new_wd)
-        return (
-            directory is not None
-            and (came_in.new_wd, came_in.new_name) == (left.old_wd, left.old_name)
-            and self._directory(came_in.old_wd) is None
-            and self._directory(left.new_wd) is None
-            and self._came_back(directory, came_in.new_name, came_in.is_dir, left.is_dir)
-        )
-
-    def _came_back(self, directory: Directory, name: bytes, came_is_dir: bool, left_is_dir: bool) -> bool:
-        """Whether what left a name, right after something came in by it, is what had the name before."""
-        if came_is_dir or left_is_dir:
-            # A directory that is renamed over is not there to leave.
-            return came_is_dir != left_is_dir or name in directory.children or self._crawler.is_missed(directory, name)
-        return self._may_be_there(directory, name)
-
-    def _may_be_there(self, directory: Directory, name: bytes) -> bool:
-        """Whether there is something of a name, as far as a look at the present can tell."""
-        return self._backing.stat_beneath(directory.prefix + name) is not None or not self._crawler.is_in_place(
-            directory
-        )
 
     def _introduce(self, directory: Directory, name: bytes, is_dir: bool) -> Iterator[list[EventRecord]]:
         """Have listeners take a name for what it stands for at this place in the stream, which is not the present."""
@@ -359,17 +338,6 @@ class Translator:
             directory.announced.add(name)
         if is_dir and name not in directory.children:
             yield from self._arrive(directory, name, None)
-
-    def _looks_exchanged(self, new: Directory, move: Move, mirror: Move) -> bool:
-        """Tell a RENAME_EXCHANGE from a rename there and back: the stream has the same mirror images for both."""
-        return self._came_back(new, move.new_name, move.is_dir, mirror.is_dir)
-
-    def _surely_exchanged(self, one: bytes, other: bytes) -> bool:
-        """Whether both were there before and changed in the same instant, which only an exchange does."""
-        first, second = self._backing.times_beneath(one), self._backing.times_beneath(other)
-        if first is None or second is None:
-            return False
-        return first.changed == second.changed and 0 < first.born < first.changed and 0 < second.born < second.changed
 
     # --- directories come and go -----------------------------------------------------------------------------------
 
@@ -403,6 +371,9 @@ class Translator:
 
     def _directory(self, wd: int | None) -> Directory | None:
         return self.tree.by_wd.get(wd) if wd is not None else None
+
+    def _is_directory(self, parent: Directory, name: bytes) -> bool:
+        return name in parent.children or self._crawler.is_missed(parent, name)
 
     def _claim(self, position: int, kind: int, directory: Directory, name: bytes) -> LocalOperation | None:
         """Return the local operation that an event is the echo of, None for a remote change."""
@@ -440,7 +411,8 @@ class Translator:
                 new = self.tree.by_key.get(to.directory)
                 move = Move(operation.end, operation.end, expectation.is_dir, None, at.name, None, to.name)
                 if expectation.exchange and directory is not None and new is not None:
-                    yield from self._exchange(directory, new, move, operation)
+                    other_is_dir = self._is_directory(new, to.name)
+                    yield from self._exchange(directory, new, move, operation, other_is_dir=other_is_dir)
                 else:
                     yield from self._rename(directory, new, move, operation)
             elif directory is None:

@@ -34,6 +34,7 @@ _MASK: Final = (
     | flags.MOVED_FROM
     | flags.MOVED_TO
     | flags.DELETE_SELF
+    | flags.MOVE_SELF
     | flags.ONLYDIR
     | flags.EXCL_UNLINK
 )
@@ -71,6 +72,7 @@ class InotifyWatcher:
 
     Attributes:
         adoptions: directories that a handler took under watch before the stream told of them.
+        root_wd: the watch descriptor of what was watched first, the root.
     """
 
     name = "inotify"
@@ -87,7 +89,7 @@ class InotifyWatcher:
             ) from error
         self.adoptions: dict[InodeKey, Adoption] = {}
         self.on_data: Callable[[], None] = lambda: None
-        self._root: InodeKey | None = None  # what was watched first
+        self.root_wd: int | None = None  # of what was watched first
         self._wds: dict[InodeKey, int] = {}
         self._refused: set[InodeKey] = set()
         self._keys: dict[int, InodeKey] = {}
@@ -185,11 +187,8 @@ class InotifyWatcher:
         return self.adoptions.pop(adoption.key) if adoption is not None and adoption.wd == wd else None
 
     def _watch(self, directory_fd: int, key: InodeKey) -> int | None:
-        self._root = self._root or key
-        # Of any other directory MOVE_SELF would only come between the two halves of an exchange.
-        mask = _MASK | flags.MOVE_SELF if key == self._root else _MASK
         try:
-            wd: int = self._inotify.add_watch(proc_path(directory_fd), mask)
+            wd: int = self._inotify.add_watch(proc_path(directory_fd), _MASK)
         except OSError as error:
             if error.errno == errno.ENOSPC and not self._refused:
                 log.warning("%s", _LIMIT_ADVICE)
@@ -199,6 +198,7 @@ class InotifyWatcher:
         self._refused.discard(key)
         self._wds[key] = wd
         self._keys[wd] = key
+        self.root_wd = self.root_wd or wd
         return wd
 
     def unwatch(self, wd: int) -> None:
