@@ -11,11 +11,11 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test soak check format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo '  ARGS="…" is handed on by demo, test and bench; PYTHON=… chooses the interpreter.'
+	@echo '  ARGS="…" is handed on by demo, test, soak and bench; PYTHON=… chooses the interpreter.'
 
 setup: $(STAMP) ## install what is missing: Debian packages, .venv, Python packages
 
@@ -24,6 +24,10 @@ demo: $(STAMP) /dev/fuse ## mount a tree and show remote changes arriving (as ro
 
 test: $(STAMP) /dev/fuse ## run the tests on real mounts (as root, by sudo)
 	$(SUDO) $(PY) -m pytest $(ARGS)
+
+# The random tests are in the files that ask tests/soak.py how much to try.
+soak: $(STAMP) /dev/fuse ## run the random tests with everything they can try (as root, by sudo; it takes hours)
+	$(SUDO) env FUSENOTIFY_SOAK=1 $(PY) -m pytest --timeout 7200 $$(grep -l 'tests.soak import' tests/test_*.py) $(ARGS)
 
 check: $(STAMP) ## formatting, lint, types, layers
 	$(VENV)/bin/ruff format --check

@@ -36,6 +36,7 @@ want() {
 
 compiles() { echo '#include <stdio.h>' | gcc -fsyntax-only -x c -; }
 py() { "$python" -c "$1"; }
+have_for_root() { (PATH="$PATH:/usr/sbin:/sbin" && have "$1"); }
 fuse_headers() { pkg-config --exists fuse3; }
 
 # What the interpreter itself lacks. Debian's packages can help only an interpreter of Debian's.
@@ -61,6 +62,8 @@ system() {
     want git have git
     want rsync have rsync
     want sqlite3 have sqlite3
+    want e2fsprogs have_for_root mkfs.ext4
+    want xfsprogs have_for_root mkfs.xfs
     want_python
     if [ -n "$missing" ]; then
         have apt-get || die "missing, and there is no apt-get to install it:$missing"

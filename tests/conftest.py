@@ -10,6 +10,13 @@ import pytest
 
 from fusenotify import _linux
 from tests.harness import Mount, Watch, mounted
+from tests.ordinary import commands_of_nobody
+from tests.soak import SEED, SOAK
+
+
+def pytest_report_header() -> str:
+    """Tell how to have the same random tests again."""
+    return f"random tests: FUSENOTIFY_SOAK={int(SOAK)} FUSENOTIFY_SEED={SEED}"
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +43,13 @@ def mount(directory: Path) -> Iterator[Mount]:
     """A mounted, empty backing tree."""
     with mounted(directory) as mount:
         yield mount
+
+
+@pytest.fixture
+def nobody() -> Iterator[list[str]]:
+    """The beginning of a command that runs this interpreter with our packages as an ordinary user."""
+    with commands_of_nobody() as command:
+        yield command
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ _SYS_SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}.get(plat
 _CLONE_FS: Final = 0x200
 # Numbers of system calls that are the same wherever the generic table is used.
 SYS_FUTEX: Final = {"x86_64": 202}.get(platform.machine(), 98)
+_CAPABILITIES_OF_THIS_THREAD: Final = struct.pack("=Ii", 0x20080522, 0)  # version 3 of the interface
 _STATX_BASIC: Final = 0x7FF
 _STATX_BTIME: Final = 0x800
 _SYS_OPENAT2: Final = 437  # the same number on every architecture
@@ -57,6 +58,8 @@ _libc.name_to_handle_at.argtypes = (
     ctypes.c_int,
 )
 _libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.POINTER(_FileHandle), ctypes.c_int)
+_libc.getdents64.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+_libc.getdents64.restype = ctypes.c_ssize_t
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_Timespec), ctypes.c_int)
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -100,6 +103,28 @@ def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
     if fd < 0:
         _raise_errno(path)
     return fd
+
+
+class DirectoryEntry(NamedTuple):
+    """A name in a directory, its inode number, and the offset behind it: where lseek(2) continues a listing."""
+
+    name: bytes
+    end: int
+    number: int
+
+
+def getdents64(fd: int) -> list[DirectoryEntry]:
+    """Read on in a directory: at most 32 KiB of entries, none at its end."""
+    buffer = ctypes.create_string_buffer(1 << 15)
+    count: int = _libc.getdents64(fd, buffer, len(buffer))
+    if count < 0:
+        _raise_errno()
+    entries, at, raw = [], 0, buffer.raw
+    while at < count:
+        number, end, length = struct.unpack_from("=QqH", raw, at)
+        entries.append(DirectoryEntry(raw[at + 19 : raw.index(0, at + 19)], end, number))
+        at += length
+    return entries
 
 
 class Times(NamedTuple):
@@ -156,6 +181,35 @@ def umount2(target: bytes, flags: int) -> None:
     """Call umount2(2)."""
     if _libc.umount2(target, flags) != 0:
         _raise_errno(target)
+
+
+def drop_capability(number: int) -> None:
+    """Take a capability (CAP_*) for good from the calling thread, and from those that it starts."""
+    effective, permitted, inheritable = _capabilities()
+    kept = ~(1 << number)
+    _set_capabilities(effective & kept, permitted & kept, inheritable & kept)
+
+
+def raise_capabilities(capabilities: int) -> None:
+    """Make those of a set of capabilities (bits) effective in the calling thread that it is permitted to have."""
+    effective, permitted, inheritable = _capabilities()
+    _set_capabilities(effective | capabilities & permitted, permitted, inheritable)
+
+
+def _capabilities() -> tuple[int, int, int]:
+    """Return the calling thread's effective, permitted and inheritable sets."""
+    data = ctypes.create_string_buffer(24)
+    if _libc.capget(_CAPABILITIES_OF_THIS_THREAD, data) != 0:
+        _raise_errno()
+    lower = struct.unpack_from("=3I", data, 0)
+    upper = struct.unpack_from("=3I", data, 12)
+    return lower[0] | upper[0] << 32, lower[1] | upper[1] << 32, lower[2] | upper[2] << 32
+
+
+def _set_capabilities(*sets: int) -> None:
+    words = [one & 0xFFFFFFFF for one in sets] + [one >> 32 & 0xFFFFFFFF for one in sets]
+    if _libc.capset(_CAPABILITIES_OF_THIS_THREAD, struct.pack("=6I", *words)) != 0:
+        _raise_errno()
 
 
 def set_thread_credentials(uid: int, gid: int, groups: Sequence[int]) -> None:

@@ -1,14 +1,20 @@
 """Attributes between the kernel and the backing tree: what is answered, what is changed, which events that raises."""
 
+import contextlib
 import os
 import stat
+import time
 from collections.abc import Iterator
+from typing import Final
 
 import pyfuse3
 
 from fusenotify import _linux, events
 from fusenotify._linux import proc_path
 from fusenotify.inodes import Node
+
+_FIELDS: Final = tuple(f"update_{name}" for name in ("uid", "gid", "mode", "size", "atime", "mtime"))
+_NOW: Final = 10**9  # nanoseconds that a request may be under way
 
 
 def raised_by(fields: pyfuse3.SetattrFields) -> Iterator[tuple[int, int, bool]]:
@@ -48,7 +54,13 @@ def _truncate(path: str, size: int) -> None:
         os.close(fd)
 
 
-def change(fd: int, open_fd: int | None, wanted: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
+def change(
+    fd: int,
+    open_fd: int | None,
+    wanted: pyfuse3.EntryAttributes,
+    fields: pyfuse3.SetattrFields,
+    truncating: contextlib.AbstractContextManager[None],
+) -> None:
     """Give an object those of the wanted attributes that `fields` names.
 
     Args:
@@ -56,26 +68,43 @@ def change(fd: int, open_fd: int | None, wanted: pyfuse3.EntryAttributes, fields
         open_fd: a descriptor of it that is open for writing, where there is one.
         wanted: the attributes.
         fields: which of them count.
+        truncating: gives the caller's identity, whose space it is. Everything else the kernel has checked, or wants
+            by itself: to take set-id bits away when somebody writes who may not change the mode.
 
     Raises:
         BlockingIOError: somebody holds a lease on the file that is to be truncated.
     """
     path = proc_path(fd)
-    if fields.update_uid or fields.update_gid:
+    changes_nothing = not any(getattr(fields, name) for name in _FIELDS)  # chown(2) to nobody, which sets the ctime
+    if fields.update_uid or fields.update_gid or changes_nothing:
         os.chown(path, wanted.st_uid if fields.update_uid else -1, wanted.st_gid if fields.update_gid else -1)
     if fields.update_mode:
         os.chmod(path, stat.S_IMODE(wanted.st_mode))
     if fields.update_size:
-        if open_fd is not None:
-            os.ftruncate(open_fd, wanted.st_size)
-        else:
-            _truncate(path, wanted.st_size)
+        with truncating:
+            if open_fd is not None:
+                os.ftruncate(open_fd, wanted.st_size)
+            else:
+                _truncate(path, wanted.st_size)
     if fields.update_atime or fields.update_mtime:
-        _linux.utimensat(
+        _set_times(
             os.fsencode(path),
             wanted.st_atime_ns if fields.update_atime else None,
             wanted.st_mtime_ns if fields.update_mtime else None,
         )
+
+
+def _set_times(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """Set times as utimensat(2), where "now" has become a time on its way.
+
+    Who owns nothing but may write may set both times to now and to nothing else, the daemon of an ordinary user too.
+    """
+    try:
+        _linux.utimensat(path, atime_ns, mtime_ns)
+    except PermissionError:
+        if atime_ns is None or atime_ns != mtime_ns or abs(time.time_ns() - atime_ns) > _NOW:
+            raise
+        os.utime(path)
 
 
 def entry_of(node: Node, status: os.stat_result) -> pyfuse3.EntryAttributes:
@@ -83,15 +112,22 @@ def entry_of(node: Node, status: os.stat_result) -> pyfuse3.EntryAttributes:
 
     The kernel may keep nothing of it: coherence by invalidation is not there yet (docs/guarantees.md).
     """
-    entry = attributes_of(status)
+    entry = answer_of(node, status)
     entry.st_ino = pyfuse3.InodeT(node.nodeid)
     entry.generation = node.generation
     entry.entry_timeout = 0
     return entry
 
 
+def answer_of(node: Node, status: os.stat_result) -> pyfuse3.EntryAttributes:
+    """Return what getattr and setattr answer; here the inode number is the backing's own."""
+    if node.ends is not None:
+        node.ends.told(status.st_size)
+    return attributes_of(status)
+
+
 def attributes_of(status: os.stat_result) -> pyfuse3.EntryAttributes:
-    """Return what getattr answers; here the inode number is the backing's own."""
+    """Return attributes, with the backing's own inode number."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = pyfuse3.InodeT(status.st_ino)
     entry.attr_timeout = 0

@@ -32,6 +32,8 @@ _BENEATH: Final = _linux.RESOLVE_BENEATH | _linux.RESOLVE_NO_SYMLINKS | _linux.R
 # EINVAL: a kernel that does not know the flag.
 _NO_HANDLES: Final = frozenset({errno.EOPNOTSUPP, errno.EOVERFLOW, errno.ENOSYS, errno.EPERM, errno.EINVAL})
 _MOST_KEPT: Final = 1024
+# CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_FSETID and CAP_MKNOD: see setfsuid(2).
+_OVER_FILES: Final = 0b11111 | 1 << 27
 
 
 class Found:
@@ -378,11 +380,16 @@ class Backing:
 
 
 @contextlib.contextmanager
-def acting_as(uid: int, gid: int, groups: Sequence[int]) -> Iterator[None]:
-    """Make the system calls of the block with a caller's identity. There must be no `await` inside."""
+def acting_as(uid: int, gid: int, groups: Sequence[int], capabilities: int = 0) -> Iterator[None]:
+    """Make the system calls of the block with a caller's identity. There must be no `await` inside.
+
+    `capabilities` are those of the caller: who is not root may all the same have some of the rights over files.
+    """
     own_groups = os.getgroups()
     _linux.set_thread_credentials(uid, gid, groups)
     try:
+        if uid != 0 and capabilities & _OVER_FILES:
+            _linux.raise_capabilities(capabilities & _OVER_FILES)
         yield
     finally:
         _linux.set_thread_credentials(0, os.getegid(), own_groups)

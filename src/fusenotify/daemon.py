@@ -11,11 +11,12 @@ import secrets
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
+from pathlib import Path
 
 import pyfuse3
 import trio
 
-from fusenotify import mounting, server
+from fusenotify import _linux, mounting, server
 from fusenotify.backing import Backing
 from fusenotify.changes import Changes
 from fusenotify.config import MountOptions
@@ -49,6 +50,8 @@ from fusenotify.whereabouts import Whereabouts
 
 log = logging.getLogger(__name__)
 
+_CAP_SYS_RESOURCE = 24
+_MOST_DESCRIPTORS = 1 << 20
 _NICE = -10
 _KEPT_ABROAD = 1.0  # seconds
 _ANSWER = 2.0  # seconds that a filesystem of others gets to answer before its directories are left unwatched
@@ -247,6 +250,8 @@ def run(target: mounting.Target, options: MountOptions, listen: Sequence[str], o
     faulthandler.register(signal.SIGUSR1)
     _raise_descriptor_limit()
     _take_precedence()
+    # With it, quotas and the blocks reserved for root would not hold for anybody who writes through us.
+    _linux.drop_capability(_CAP_SYS_RESOURCE)
     with ExitStack() as stack:
         daemon = Daemon(target, options, stack)
         trio.run(daemon.run, listen, on_ready)
@@ -259,5 +264,9 @@ def _take_precedence() -> None:
 
 
 def _raise_descriptor_limit() -> None:
+    """Let many files be open at once, each of which is a descriptor of ours: all that root may have, or the user."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    most = min(int(Path("/proc/sys/fs/nr_open").read_text()), _MOST_DESCRIPTORS)
+    for limit in (hard, most):
+        with suppress(OSError, ValueError):  # going beyond the hard limit takes CAP_SYS_RESOURCE
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))

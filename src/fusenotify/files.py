@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -12,13 +13,15 @@ import pyfuse3
 
 from fusenotify import events
 from fusenotify._linux import proc_path
-from fusenotify.attributes import attributes_of, entry_of
+from fusenotify.appending import Ends
+from fusenotify.attributes import entry_of
 from fusenotify.callers import process_of
 from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.echoes import Expectation, Name
 from fusenotify.filesystems import Filesystems
 from fusenotify.identity import InodeKey
 from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID, Node
+from fusenotify.listing import Listing
 from fusenotify.passthrough import Context, Passthrough
 
 _HIDDEN: Final = QUEUE_DIRECTORY.encode()
@@ -36,18 +39,20 @@ class OpenFile:
     fd: int
     node: Node
     writable: bool
+    appends: bool
     pid: int | None
     uid: int
+    gid: int
 
 
 @dataclass(slots=True)
 class OpenDirectory:
-    """A directory being listed; the names are taken at the first read and at every rewind."""
+    """A directory being listed."""
 
     fd: int
     node: Node
     uid: int
-    names: list[bytes]
+    listing: Listing
 
 
 class Files:
@@ -96,8 +101,10 @@ class Files:
             expectations.append(Expectation(events.CLOSE_WRITE, at, inode=node.key, optional=True, silent=True))
             opened = _opened_to_write(node)
         bracket = recorder.operation(expectations, *recorder.caller(ctx))
-        with bracket, opened as writable, self._tree.writing_as(ctx.uid):
+        with bracket, opened as writable, self._tree.as_caller(ctx):
             os.ftruncate(writable, 0)
+        if node.ends:
+            node.ends.set(0)
 
     def wait_for_lease(self, nodeid: int, access_mode: int) -> None:
         """Return when whoever holds a lease on a file has let go of it. Slow: for a thread."""
@@ -151,7 +158,12 @@ class Files:
     def _opened(self, fd: int, node: Node, flags: int, ctx: Context) -> pyfuse3.FileInfo:
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         node.reference.lend(fd)
-        self._files[fd] = OpenFile(fd, node, writable, process_of(ctx.pid) if writable else None, ctx.uid)
+        appends = writable and bool(flags & os.O_APPEND)
+        if appends:
+            node.ends = node.ends or Ends(os.fstat(fd).st_size)
+            node.ends.openers += 1
+        pid = process_of(ctx.pid) if writable else None
+        self._files[fd] = OpenFile(fd, node, writable, appends, pid, ctx.uid, ctx.gid)
         # Without invalidation the page cache must not outlive the open.
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fd), keep_cache=False)
 
@@ -196,10 +208,19 @@ class Files:
         file = self._files[fh]
         recorder = self._tree.recorder
         expectations = _writing(recorder.memory_of(file.node), file.node.key)
-        with recorder.operation(expectations, file.pid, file.uid), self._tree.writing_as(file.uid):
-            if os.fstat(fh).st_nlink == 0:
+        status = os.fstat(fh)
+        # Writing takes the set-group-id bit from a file of a group that the writer is not in.
+        in_groups = status.st_mode & stat.S_ISGID
+        opener = self._tree.as_user(file.uid, file.gid, file.pid) if in_groups else self._tree.writing_as(file.uid)
+        with recorder.operation(expectations, file.pid, file.uid), opener:
+            if status.st_nlink == 0:
                 expectations.clear()  # silent, as behind the mount: its name may be another file's by now
-            return os.pwrite(fh, data, offset)
+            ends = file.node.ends
+            in_place = file.appends and ends and not ends.is_append(offset, len(data), status.st_size)
+            written = _write_in_place(fh, data, offset) if in_place else os.pwrite(fh, data, offset)
+            if ends:
+                ends.wrote(offset + written)
+            return written
 
     def flush(self, fh: int) -> None:
         """Let the backing filesystem report what it reports at close(2)."""
@@ -213,6 +234,9 @@ class Files:
         """Close a file."""
         file = self._files.pop(fh)
         file.node.reference.take_back(fh)
+        if file.appends and file.node.ends:
+            file.node.ends.openers -= 1
+            file.node.ends = file.node.ends if file.node.ends.openers else None
         if not file.writable:
             os.close(fh)
             return
@@ -230,19 +254,16 @@ class Files:
         node = self._tree.table.get(nodeid)
         fd = os.open(proc_path(self._tree.directory_fd(node)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         node.reference.lend(fd)
-        self._directories[fd] = OpenDirectory(fd, node, uid, [])
+        self._directories[fd] = OpenDirectory(fd, node, uid, Listing(fd))
         return pyfuse3.FileHandleT(fd)
 
     def readdir(self, fh: int, offset: int, token: pyfuse3.ReaddirToken) -> None:
         """Answer with the entries behind `offset` that fit, each of them a lookup as well."""
-        listing = self._directories[fh]
-        if offset == 0:
-            listing.names = [os.fsencode(name) for name in os.listdir(fh)]
-            listing.names[:0] = [b".", b".."]
+        directory = self._directories[fh]
         has_entries = False
-        for index in range(offset, len(listing.names)):
+        for name, end, number in directory.listing.entries(offset):
             try:
-                listed = self._look_up(listing, listing.names[index])
+                listed = self._look_up(directory, name, number)
             except OSError:
                 # Nobody would take back the lookups of an answer that is an error: the next one begins with it.
                 if has_entries:
@@ -251,23 +272,24 @@ class Files:
             if listed is None:
                 continue
             entry, node = listed
-            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(listing.names[index]), entry, index + 1):
+            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry, end):
                 if node is not None:
                     self._tree.forget([(node.nodeid, 1)])
                 return
             has_entries = True
 
-    def _look_up(self, listing: OpenDirectory, name: bytes) -> tuple[pyfuse3.EntryAttributes, Node | None] | None:
+    def _look_up(
+        self, directory: OpenDirectory, name: bytes, number: int
+    ) -> tuple[pyfuse3.EntryAttributes, Node | None] | None:
         """Return what is listed of a name, and the node that a lookup was counted for; None if it is not listed."""
-        if name in (b".", b".."):  # the kernel takes no more of these two than type and number
-            known = b"." if listing.node.nodeid == ROOT_NODEID else name
-            return attributes_of(os.stat(known, dir_fd=listing.fd)), None
+        if name in (b".", b".."):
+            return _dot(directory.node.key.number if directory.node.nodeid == ROOT_NODEID else number), None
         if name == _HIDDEN:
             return None
         if name in self._filesystems.doors and not all(map(self._filesystems.answers, self._filesystems.doors[name])):
             return self._unreachable(), None
         try:
-            found = self._tree.backing.find(listing.fd, name)
+            found = self._tree.backing.find(directory.fd, name)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -275,7 +297,7 @@ class Files:
                 raise
             return self._unreachable(), None
         with contextlib.closing(found):
-            node = self._tree.remember(listing.node, name, found)
+            node = self._tree.remember(directory.node, name, found)
             return entry_of(node, found.stat), node
 
     def _unreachable(self) -> pyfuse3.EntryAttributes:
@@ -293,6 +315,14 @@ class Files:
         os.close(fh)
 
 
+def _dot(number: int) -> pyfuse3.EntryAttributes:
+    """Return what is listed of `.` and `..`, of which the kernel takes no more than type and number."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = pyfuse3.InodeT(number)
+    entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR)
+    return entry
+
+
 @contextlib.contextmanager
 def _opened_to_write(node: Node) -> Iterator[int]:
     fd = node.reference.acquire(os.O_WRONLY | os.O_NONBLOCK)
@@ -300,6 +330,16 @@ def _opened_to_write(node: Node) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _write_in_place(fd: int, data: bytes, offset: int) -> int:
+    """Write at an offset by a descriptor with O_APPEND, which would take pwrite(2) to the end (see its BUGS)."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_APPEND)
+    try:
+        return os.pwrite(fd, data, offset)
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
 
 
 def _writing(at: Name, key: InodeKey) -> list[Expectation]:

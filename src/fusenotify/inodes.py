@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from fusenotify.appending import Ends
 from fusenotify.identity import Identity, InodeKey
 from fusenotify.references import Reference, stale
 
@@ -33,9 +34,21 @@ class Node:
         is_dir: whether it is a directory.
         lookups: how many references the kernel holds (fuse: nlookup).
         directory, name: the entry it was last seen as; a memory, never used to reach it.
+        ends: while it is open with O_APPEND, what the kernel takes for its end.
     """
 
-    __slots__ = ("directory", "generation", "identity", "is_dir", "key", "lookups", "name", "nodeid", "reference")
+    __slots__ = (
+        "directory",
+        "ends",
+        "generation",
+        "identity",
+        "is_dir",
+        "key",
+        "lookups",
+        "name",
+        "nodeid",
+        "reference",
+    )
 
     def __init__(
         self, nodeid: int, generation: int, identity: Identity, key: InodeKey, reference: Reference, is_dir: bool
@@ -49,6 +62,7 @@ class Node:
         self.lookups = 0
         self.directory = InodeKey(0, 0)
         self.name = b""
+        self.ends: Ends | None = None
 
 
 class InodeTable:

@@ -218,7 +218,7 @@ class Operations(pyfuse3.Operations):
         if inode >= FIRST_VIRTUAL:
             raise FUSEError(errno.ENODATA)
         await self._reach(inode)
-        return self._tree.getxattr(inode, name)
+        return self._tree.getxattr(inode, name, ctx)
 
     @answering
     async def listxattr(self, inode: InodeT, ctx: Context) -> Sequence[XAttrNameT]:

@@ -17,9 +17,9 @@ import pyfuse3
 
 from fusenotify import _linux, events
 from fusenotify._linux import proc_path
-from fusenotify.attributes import attributes_of, change, entry_of, has_names, raised_by
+from fusenotify.attributes import answer_of, change, entry_of, has_names, raised_by
 from fusenotify.backing import Backing, Found, acting_as
-from fusenotify.callers import groups_of
+from fusenotify.callers import rights_of
 from fusenotify.echoes import Expectation
 from fusenotify.inodes import FIRST_SYNTHETIC, ROOT_NODEID, InodeTable, Node
 from fusenotify.recorder import Recorder
@@ -30,7 +30,6 @@ from fusenotify.whereabouts import Place, Whereabouts
 Context = pyfuse3.RequestContext
 
 _DIRECTORY_DESCRIPTORS: Final = 32  # O_PATH descriptors of directories kept between operations
-_ACCESS_ACL: Final = b"system.posix_acl_access"
 
 
 class Passthrough:
@@ -198,7 +197,7 @@ class Passthrough:
         """Return the attributes of a node."""
         node = self.table.get(nodeid)
         with self.descriptor(node) as fd:
-            return attributes_of(os.fstat(fd))
+            return answer_of(node, os.fstat(fd))
 
     def readlink(self, nodeid: int) -> bytes:
         """Return the target of a symbolic link."""
@@ -248,6 +247,7 @@ class Passthrough:
         with (
             self.descriptor(self.table.get(nodeid)) as fd,
             self.recorder.operation([expectation], *self.recorder.caller(ctx)),
+            self.as_caller(ctx),
         ):
             os.link(proc_path(fd), name, dst_dir_fd=directory_fd, follow_symlinks=True)
         return self.entry_at(parent, name)
@@ -264,20 +264,29 @@ class Passthrough:
 
     @contextlib.contextmanager
     def as_caller(self, ctx: Context) -> Iterator[None]:
-        """Make what the block makes belong to the caller, with the caller's umask."""
+        """Do what the block does with the rights of the caller, whom what is made belongs to, and its umask.
+
+        The kernel has checked the rights, but of what was there a moment ago.
+        """
         umask = os.umask(ctx.umask)
         try:
-            if self._own_uid != 0 or (ctx.uid, ctx.gid) == (0, self._own_gid):
+            with self.as_user(ctx.uid, ctx.gid, ctx.pid):
                 yield
-            else:
-                with acting_as(ctx.uid, ctx.gid, groups_of(ctx.pid)):
-                    yield
         finally:
             os.umask(umask)
 
     @contextlib.contextmanager
+    def as_user(self, uid: int, gid: int, thread_id: int | None) -> Iterator[None]:
+        """Act as a user, in the supplementary groups of a thread of that user's; a user's daemon acts as it is."""
+        if self._own_uid != 0 or (uid, gid) == (0, self._own_gid):
+            yield
+            return
+        with acting_as(uid, gid, *rights_of(thread_id or 0)):
+            yield
+
+    @contextlib.contextmanager
     def writing_as(self, uid: int) -> Iterator[None]:
-        """Use up space as this user, whom quotas and the blocks reserved for root concern."""
+        """Use up space as this user, whom quotas and the blocks reserved for root concern; cheaper than `as_user`."""
         if self._own_uid != 0 or uid == 0:
             yield
             return
@@ -304,7 +313,11 @@ class Passthrough:
         parent = self.table.get(parent_nodeid)
         expectation = Expectation(events.DELETE, self.recorder.name(parent, name), is_dir=is_dir)
         fd = self.directory_fd(parent)
-        with self._outliving(fd, name), self.recorder.operation([expectation], *self.recorder.caller(ctx)):
+        with (
+            self._outliving(fd, name),
+            self.recorder.operation([expectation], *self.recorder.caller(ctx)),
+            self.as_caller(ctx),
+        ):
             yield fd
 
     @contextlib.contextmanager
@@ -340,7 +353,7 @@ class Passthrough:
         at, to = self.recorder.name(parent, name), self.recorder.name(new_parent, new_name)
         expectation = Expectation(events.RENAME, at, to, is_dir, exchange=exchange, most=2 if exchange else 1)
         replaced = contextlib.nullcontext() if exchange else self._outliving(new_fd, new_name)
-        with replaced, self.recorder.operation([expectation], *self.recorder.caller(ctx)):
+        with replaced, self.recorder.operation([expectation], *self.recorder.caller(ctx)), self.as_caller(ctx):
             if flags:
                 _linux.renameat2(fd, name, new_fd, new_name, flags)
             else:
@@ -380,22 +393,31 @@ class Passthrough:
             fd = os.dup(kept)  # others may come between the system calls, and close what is only kept
         try:
             with self.recorder.operation(expectations, *self.recorder.caller(ctx)):
-                change(fd, open_fd, wanted, fields)
-            return attributes_of(os.fstat(fd))
+                change(fd, open_fd, wanted, fields, self.as_caller(ctx))
+            if node.ends and fields.update_size:
+                node.ends.set(wanted.st_size)
+            return answer_of(node, os.fstat(fd))
         finally:
             os.close(fd)
 
     def setxattr(self, nodeid: int, name: bytes, value: bytes, ctx: Context) -> None:
         """Set an extended attribute."""
-        # An access ACL takes the set-group-id bit away from a file of a group that the caller is not in.
-        identity = self.as_caller(ctx) if name == _ACCESS_ACL else contextlib.nullcontext()
-        with self._changing_attribute(nodeid, ctx) as path, identity:
+        with self._changing_attribute(nodeid, ctx) as path, self._as_owner_of(name, ctx):
             os.setxattr(path, name, value)
 
     def removexattr(self, nodeid: int, name: bytes, ctx: Context) -> None:
         """Remove an extended attribute."""
-        with self._changing_attribute(nodeid, ctx) as path:
+        with self._changing_attribute(nodeid, ctx) as path, self._as_owner_of(name, ctx):
             os.removexattr(path, name)
+
+    def _as_owner_of(self, name: bytes, ctx: Context) -> contextlib.AbstractContextManager[None]:
+        """Give the caller's identity for the attributes that are anybody's, the kernel's own view of them included.
+
+        What `system.` attributes mean, and who may change them, only the backing filesystem knows: an access ACL takes
+        the set-group-id bit away from a file of a group that the caller is not in. `trusted.` and `security.` are
+        root's, and the kernel takes capabilities from a file that somebody writes to.
+        """
+        return self.as_caller(ctx) if name.startswith((b"user.", b"system.")) else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _changing_attribute(self, nodeid: int, ctx: Context) -> Iterator[str]:
@@ -406,9 +428,9 @@ class Passthrough:
         with self.descriptor(node) as fd, self.recorder.operation([expectation], *self.recorder.caller(ctx)):
             yield proc_path(fd)
 
-    def getxattr(self, nodeid: int, name: bytes) -> bytes:
+    def getxattr(self, nodeid: int, name: bytes, ctx: Context) -> bytes:
         """Return an extended attribute."""
-        with self.descriptor(self.table.get(nodeid)) as fd:
+        with self.descriptor(self.table.get(nodeid)) as fd, self._as_owner_of(name, ctx):
             return os.getxattr(proc_path(fd), name)
 
     def listxattr(self, nodeid: int, ctx: Context) -> list[bytes]:
