@@ -158,7 +158,7 @@ class Daemon:
         """Close what is kept of filesystems below the root soon after their use, so that they can be unmounted."""
         while True:
             abroad = trio.Event()
-            self._passthrough.on_abroad = abroad.set
+            self._passthrough.on_abroad = self._changes.on_loop(abroad.set)
             await abroad.wait()
             await trio.sleep(_KEPT_ABROAD)
             self._passthrough.let_go()
