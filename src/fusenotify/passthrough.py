@@ -315,7 +315,7 @@ class Passthrough:
             expectations.append(Expectation(events.CLOSE_WRITE, at, inode=node.key, optional=True, silent=True))
         with self.descriptor(node) as fd:
             with self.recorder.operation(expectations, *self.recorder.caller(ctx)):
-                change(fd, open_fd, wanted, fields, self.as_caller(ctx))
+                change(fd, open_fd, wanted, fields, lambda: self.as_caller(ctx))
             if node.ends and fields.update_size:
                 node.ends.set(wanted.st_size)
             return answer_of(node, os.fstat(fd))
