@@ -18,6 +18,7 @@ from tests.ordinary import NOBODY
 from tests.users import User, Users, users
 
 CAP_SYS_RESOURCE = 24
+_CLONE_NEWUSER = 0x10000000
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,21 @@ def test_new_files_belong_at_no_moment_to_root(shared: Mount, everybody: Users) 
     assert len(os.listdir(shared.source)) == 1800
 
 
+def unlink_as_root_of_a_namespace(path: Path) -> None:
+    """Remove a file with all capabilities that an ordinary user can give itself."""
+    child = os.fork()
+    if child == 0:
+        try:
+            assert ctypes.CDLL(None).unshare(_CLONE_NEWUSER) == 0
+            os.unlink(path)
+        except PermissionError:
+            os._exit(1)
+        finally:
+            os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1:
+        raise PermissionError
+
+
 # What is behind the name is another user's by the time that the request arrives.
 _REPLACED = """
 import os
@@ -86,7 +102,7 @@ for name in ("unlink", "rename"):
 """
 
 
-@pytest.mark.parametrize("call", ["unlink", "rename from", "rename onto"])
+@pytest.mark.parametrize("call", ["unlink", "rename from", "rename onto", "unlink as root of a namespace"])
 def test_what_was_replaced_after_the_kernel_had_looked_is_safe(directory: Path, everybody: Users, call: str) -> None:
     directory.chmod(0o755)
     place, private = directory / "source" / "sticky", directory / "private"
@@ -103,6 +119,7 @@ def test_what_was_replaced_after_the_kernel_had_looked_is_safe(directory: Path, 
             "unlink": partial(os.unlink, sticky / "name"),
             "rename from": partial(os.rename, sticky / "name", sticky / "moved"),
             "rename onto": partial(os.rename, sticky / "hers", sticky / "name"),
+            "unlink as root of a namespace": partial(unlink_as_root_of_a_namespace, sticky / "name"),
         }
         with pytest.raises(PermissionError):
             everybody.alice(calls[call])

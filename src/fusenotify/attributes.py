@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import pyfuse3
@@ -59,7 +59,7 @@ def change(
     open_fd: int | None,
     wanted: pyfuse3.EntryAttributes,
     fields: pyfuse3.SetattrFields,
-    truncating: contextlib.AbstractContextManager[None],
+    as_caller: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> None:
     """Give an object those of the wanted attributes that `fields` names.
 
@@ -68,8 +68,9 @@ def change(
         open_fd: a descriptor of it that is open for writing, where there is one.
         wanted: the attributes.
         fields: which of them count.
-        truncating: gives the caller's identity, whose space it is. Everything else the kernel has checked, or wants
-            by itself: to take set-id bits away when somebody writes who may not change the mode.
+        as_caller: gives the caller's identity, whose space it is when a file is truncated, and whose groups say what
+            becomes of set-id bits. Everything else the kernel has checked, or wants by itself: to take set-id bits
+            away when somebody writes who may not change the mode.
 
     Raises:
         BlockingIOError: somebody holds a lease on the file that is to be truncated.
@@ -77,11 +78,16 @@ def change(
     path = proc_path(fd)
     changes_nothing = not any(getattr(fields, name) for name in _FIELDS)  # chown(2) to nobody, which sets the ctime
     if fields.update_uid or fields.update_gid or changes_nothing:
-        os.chown(path, wanted.st_uid if fields.update_uid else -1, wanted.st_gid if fields.update_gid else -1)
+        uid, gid = (wanted.st_uid if fields.update_uid else -1), (wanted.st_gid if fields.update_gid else -1)
+        try:
+            with as_caller():
+                os.chown(path, uid, gid)
+        except PermissionError:
+            os.chown(path, uid, gid)  # of a caller that the kernel knows more of: root of a user namespace
     if fields.update_mode:
         os.chmod(path, stat.S_IMODE(wanted.st_mode))
     if fields.update_size:
-        with truncating:
+        with as_caller():
             if open_fd is not None:
                 os.ftruncate(open_fd, wanted.st_size)
             else:

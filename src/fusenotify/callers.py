@@ -36,8 +36,7 @@ def groups_of(thread_id: int) -> tuple[int, ...]:
 def rights_of(thread_id: int) -> tuple[tuple[int, ...], int]:
     """Return the supplementary groups and the effective capabilities (bits) of a thread; none if it is not known.
 
-    In a user namespace of its own a thread may have capabilities over the users of that namespace only. Whether they
-    reach the file in question the kernel has checked before it asked us.
+    Capabilities in another user namespace, which anybody can make, mean nothing outside it: there they are none.
     """
     if thread_id <= 0:
         return (), 0
@@ -52,7 +51,17 @@ def rights_of(thread_id: int) -> tuple[tuple[int, ...], int]:
             os.close(fd)
     except OSError:
         return (), 0
-    return tuple(map(int, _field(status, b"\nGroups:").split())), int(_field(status, b"\nCapEff:"), 16)
+    capabilities = int(_field(status, b"\nCapEff:"), 16)
+    if capabilities and not _in_our_user_namespace(thread_id):
+        capabilities = 0
+    return tuple(map(int, _field(status, b"\nGroups:").split())), capabilities
+
+
+def _in_our_user_namespace(thread_id: int) -> bool:
+    try:
+        return os.readlink(f"/proc/{thread_id}/ns/user") == os.readlink("/proc/self/ns/user")
+    except OSError:
+        return False
 
 
 def _field(status: bytes, name: bytes) -> bytes:

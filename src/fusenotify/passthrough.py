@@ -30,6 +30,7 @@ from fusenotify.whereabouts import Place, Whereabouts
 Context = pyfuse3.RequestContext
 
 _DIRECTORY_DESCRIPTORS: Final = 32  # O_PATH descriptors of directories kept between operations
+_ACCESS_CONTROL_LISTS: Final = (b"system.posix_acl_access", b"system.posix_acl_default")
 
 
 class Passthrough:
@@ -393,7 +394,7 @@ class Passthrough:
             fd = os.dup(kept)  # others may come between the system calls, and close what is only kept
         try:
             with self.recorder.operation(expectations, *self.recorder.caller(ctx)):
-                change(fd, open_fd, wanted, fields, self.as_caller(ctx))
+                change(fd, open_fd, wanted, fields, lambda: self.as_caller(ctx))
             if node.ends and fields.update_size:
                 node.ends.set(wanted.st_size)
             return answer_of(node, os.fstat(fd))
@@ -402,16 +403,16 @@ class Passthrough:
 
     def setxattr(self, nodeid: int, name: bytes, value: bytes, ctx: Context) -> None:
         """Set an extended attribute."""
-        with self._changing_attribute(nodeid, ctx) as path, self._as_owner_of(name, ctx):
+        with self._changing_attribute(nodeid, ctx) as path, self._as_who_may_set(name, ctx):
             os.setxattr(path, name, value)
 
     def removexattr(self, nodeid: int, name: bytes, ctx: Context) -> None:
         """Remove an extended attribute."""
-        with self._changing_attribute(nodeid, ctx) as path, self._as_owner_of(name, ctx):
+        with self._changing_attribute(nodeid, ctx) as path, self._as_who_may_set(name, ctx):
             os.removexattr(path, name)
 
-    def _as_owner_of(self, name: bytes, ctx: Context) -> contextlib.AbstractContextManager[None]:
-        """Give the caller's identity for the attributes that are anybody's, the kernel's own view of them included.
+    def _as_who_may_set(self, name: bytes, ctx: Context) -> contextlib.AbstractContextManager[None]:
+        """Give the caller's identity for those attributes that others than root may set.
 
         What `system.` attributes mean, and who may change them, only the backing filesystem knows: an access ACL takes
         the set-group-id bit away from a file of a group that the caller is not in. `trusted.` and `security.` are
@@ -429,8 +430,10 @@ class Passthrough:
             yield proc_path(fd)
 
     def getxattr(self, nodeid: int, name: bytes, ctx: Context) -> bytes:
-        """Return an extended attribute."""
-        with self.descriptor(self.table.get(nodeid)) as fd, self._as_owner_of(name, ctx):
+        """Return an extended attribute; who may see those of `system.` only the backing filesystem knows."""
+        judged = name.startswith(b"system.") and name not in _ACCESS_CONTROL_LISTS  # which anybody may read
+        identity = self.as_caller(ctx) if judged else contextlib.nullcontext()
+        with self.descriptor(self.table.get(nodeid)) as fd, identity:
             return os.getxattr(proc_path(fd), name)
 
     def listxattr(self, nodeid: int, ctx: Context) -> list[bytes]:

@@ -353,6 +353,15 @@ def check_set_group_id_without_execution_stays_for_members(root: Path, users: Us
     assert mode_of(path) == 0o2765
 
 
+def check_set_group_id_goes_when_who_is_no_member_changes_the_owner(root: Path, users: Users) -> None:
+    path = with_mode(root / "file", 0o2745, users.bob.uid, GROUP)
+    users.bob(os.chown, path, -1, -1)
+    assert mode_of(path) == 0o745
+    path.chmod(0o2745)
+    users.bob(os.chown, path, -1, users.bob.gid)
+    assert mode_of(path) == 0o745
+
+
 def check_set_id_bits_stay_when_root_writes(root: Path, users: Users) -> None:
     path = with_mode(root / "file", 0o6777)
     write_to(path, b"x")
