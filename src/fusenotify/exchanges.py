@@ -11,6 +11,7 @@ from typing import Final
 from fusenotify.backing import Backing
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes
+from fusenotify.identity import InodeKey
 from fusenotify.joiner import IN_CREATE, IN_DELETE, Item, Move
 from fusenotify.stream import Stream
 from fusenotify.tree import Directory, Tree
@@ -133,9 +134,12 @@ class Exchanges:
 
     def may_be_there(self, directory: Directory, name: bytes) -> bool:
         """Whether there is something of a name, as far as a look at the present can tell."""
-        return self._backing.stat_beneath(directory.prefix + name) is not None or not self._crawler.is_in_place(
-            directory
-        )
+        if self._backing.stat_beneath(directory.prefix + name) is not None:
+            return True
+        # A directory that has just moved may not be announced yet.
+        there = self._backing.stat_beneath(directory.path)
+        is_there = there is not None and InodeKey(there.st_dev, there.st_ino) == directory.key
+        return not (is_there and self._crawler.is_in_place(directory))
 
     def _evidence(self, old: Directory, new: Directory, move: Move, mirror: Move) -> bool | None:
         """Whether it was the other directory that moved back; None as long as nothing tells."""
