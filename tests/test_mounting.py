@@ -18,7 +18,8 @@ from fusenotify import _linux, doctor, mountinfo, mounting
 from fusenotify.config import MountFlag, MountOptions, parse_mount_options
 from fusenotify.errors import EnvironmentProblem, NotAMount, NotPermitted
 from fusenotify.mountinfo import MountEntry, find_mounts, is_inside, mount_at, mount_of, parse_mountinfo_line
-from fusenotify.mounting import Target, mount_fuse, preflight, unmount
+from fusenotify.mounting import Target, mount_fuse, unmount
+from fusenotify.preflight import hold_state_dir, preflight
 
 # Serves a root with a file `hello`, and `.fusenotify/queue` in it, until the mount goes.
 _SERVER = """
@@ -165,11 +166,11 @@ def test_preflight_says_first_that_the_trees_are_one(target: Target) -> None:
 
 def test_a_state_directory_has_one_daemon(target: Target) -> None:
     target.state_dir.mkdir()
-    fd = mounting.hold_state_dir(target.state_dir)
+    fd = hold_state_dir(target.state_dir)
     with pytest.raises(EnvironmentProblem, match=rf"{target.state_dir} is in use by another daemon.*--state-dir"):
-        mounting.hold_state_dir(target.state_dir)
+        hold_state_dir(target.state_dir)
     os.close(fd)
-    os.close(mounting.hold_state_dir(target.state_dir))
+    os.close(hold_state_dir(target.state_dir))
 
 
 def test_preflight_keeps_the_trees_apart(target: Target, tmp_path: Path) -> None:

@@ -32,11 +32,13 @@ from fusenotify.handles import Sealer
 from fusenotify.hearing import Hearing
 from fusenotify.inodes import FIRST_SYNTHETIC, InodeTable
 from fusenotify.locator import Locator
+from fusenotify.nodes import Nodes
 from fusenotify.operations import Operations
 from fusenotify.passthrough import Passthrough
 from fusenotify.peer import Services
 from fusenotify.queuefile import QueueFiles
 from fusenotify.recorder import Recorder
+from fusenotify.rights import Rights
 from fusenotify.root import Root
 from fusenotify.server import Server
 from fusenotify.session import FuseLoop
@@ -99,9 +101,11 @@ class Daemon:
         )
         self._root = Root(self._backing, str(target.source), self._filesystems)
         recorder = Recorder(self._watcher, self._hearing, self._changes, lambda: len(self._groups) > 0)
-        self._passthrough = Passthrough(self._backing, self._table, recorder, store, whereabouts)
-        stack.callback(self._passthrough.close)
-        self._files = Files(self._passthrough, self._filesystems)
+        self._nodes = Nodes(self._backing, self._table, recorder, store, whereabouts)
+        stack.callback(self._nodes.close)
+        rights = Rights()
+        self._passthrough = Passthrough(self._nodes, recorder, rights)
+        self._files = Files(self._nodes, recorder, rights, self._filesystems)
         stack.callback(self._files.close)
 
     async def run(self, listen: Sequence[str], on_ready: Callable[[], None]) -> None:
@@ -140,7 +144,9 @@ class Daemon:
         with ExitStack() as session:  # it outlives every task: touching one that is closed crashes the process
             async with trio.open_nursery() as nursery:
                 queues = QueueFiles(services, self._tree, loop, nursery.start_soon)
-                operations = Operations(self._passthrough, self._files, queues, loop, self._changes, self._filesystems)
+                operations = Operations(
+                    self._nodes, self._passthrough, self._files, queues, loop, self._changes, self._filesystems
+                )
                 pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
                 session.callback(pyfuse3.close, unmount=False)
                 nursery.start_soon(self._hearing.run)
@@ -158,10 +164,10 @@ class Daemon:
         """Close what is kept of filesystems below the root soon after their use, so that they can be unmounted."""
         while True:
             abroad = trio.Event()
-            self._passthrough.on_abroad = self._changes.on_loop(abroad.set)
+            self._nodes.on_abroad = self._changes.on_loop(abroad.set)
             await abroad.wait()
             await trio.sleep(_KEPT_ABROAD)
-            self._passthrough.let_go()
+            self._nodes.let_go()
 
     async def _ask_distant(self) -> None:
         """Find out which of the filesystems in the tree are silent, before they are looked at."""

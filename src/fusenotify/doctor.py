@@ -22,10 +22,10 @@ from fusenotify.mounting import (
     FUSE_CONF,
     fusermount_path,
     has_capability,
-    is_queue_directory_hidden,
     open_device,
     user_allow_other,
 )
+from fusenotify.preflight import is_queue_directory_hidden
 
 # Since 5.14 the kernel retires an inode whose number comes back with another generation; we reuse numbers that way.
 _OLDEST_KERNEL: Final = (5, 14)

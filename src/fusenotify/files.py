@@ -22,7 +22,10 @@ from fusenotify.filesystems import Filesystems
 from fusenotify.identity import InodeKey
 from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID, Node
 from fusenotify.listing import Listing
-from fusenotify.passthrough import Context, Passthrough
+from fusenotify.nodes import Nodes
+from fusenotify.passthrough import Context
+from fusenotify.recorder import Recorder
+from fusenotify.rights import Rights
 
 _HIDDEN: Final = QUEUE_DIRECTORY.encode()
 # What a caller's open flags mean to the mount alone, or would ask aligned buffers of the daemon.
@@ -58,9 +61,11 @@ class OpenDirectory:
 class Files:
     """What is open on the backing tree on behalf of programs on the mount. A handle is the number of our descriptor."""
 
-    def __init__(self, tree: Passthrough, filesystems: Filesystems) -> None:
+    def __init__(self, nodes: Nodes, recorder: Recorder, rights: Rights, filesystems: Filesystems) -> None:
+        self._nodes = nodes
+        self._recorder = recorder
+        self._rights = rights
         self._filesystems = filesystems
-        self._tree = tree
         self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, OpenDirectory] = {}
         self._nowhere = FIRST_VIRTUAL  # numbers below it are of no node
@@ -81,7 +86,7 @@ class Files:
         Raises:
             BlockingIOError: there is one.
         """
-        node = self._tree.table.get(nodeid)
+        node = self._nodes.table.get(nodeid)
         fd = node.reference.acquire(_passed_on(flags))
         try:
             if flags & os.O_TRUNC:
@@ -93,28 +98,27 @@ class Files:
 
     def _empty(self, node: Node, fd: int, flags: int, ctx: Context) -> None:
         """Do what O_TRUNC means, as the caller, so that set-id bits go where its right to keep them is missing."""
-        recorder = self._tree.recorder
-        at = recorder.memory_of(node)
+        at = self._recorder.memory_of(node)
         expectations = _writing(at, node.key)
         opened: contextlib.AbstractContextManager[int] = contextlib.nullcontext(fd)
         if flags & os.O_ACCMODE == os.O_RDONLY:  # which may truncate as well, but ftruncate(2) needs another descriptor
             expectations.append(Expectation(events.CLOSE_WRITE, at, inode=node.key, optional=True, silent=True))
             opened = _opened_to_write(node)
-        bracket = recorder.operation(expectations, *recorder.caller(ctx))
-        with bracket, opened as writable, self._tree.as_caller(ctx):
+        bracket = self._recorder.operation(expectations, *self._recorder.caller(ctx))
+        with bracket, opened as writable, self._rights.as_caller(ctx):
             os.ftruncate(writable, 0)
         if node.ends:
             node.ends.set(0)
 
     def wait_for_lease(self, nodeid: int, access_mode: int) -> None:
         """Return when whoever holds a lease on a file has let go of it. Slow: for a thread."""
-        os.close(self._tree.table.get(nodeid).reference.acquire(access_mode))
+        os.close(self._nodes.table.get(nodeid).reference.acquire(access_mode))
 
     def create(
         self, parent_nodeid: int, name: bytes, mode: int, flags: int, ctx: Context
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         """Make a file and open it; one that has been made behind the mount meanwhile is opened, as open(2) does."""
-        parent = self._tree.table.get(parent_nodeid)
+        parent = self._nodes.table.get(parent_nodeid)
         try:
             fd = self._make(parent, name, mode, flags, ctx)
         except FileExistsError:
@@ -122,8 +126,8 @@ class Files:
                 raise
             fd = self._open_existing(parent, name, flags, ctx)
         try:
-            with contextlib.closing(self._tree.backing.find_open(fd)) as found:
-                node = self._tree.remember(parent, name, found)
+            with contextlib.closing(self._nodes.backing.find_open(fd)) as found:
+                node = self._nodes.remember(parent, name, found)
                 status = found.stat
         except BaseException:
             os.close(fd)
@@ -131,10 +135,9 @@ class Files:
         return self._opened(fd, node, flags, ctx), entry_of(node, status)
 
     def _make(self, parent: Node, name: bytes, mode: int, flags: int, ctx: Context) -> int:
-        tree = self._tree
-        directory_fd = tree.directory_fd(parent)
-        expectation = Expectation(events.CREATE, tree.recorder.name(parent, name))
-        with tree.recorder.operation([expectation], *tree.recorder.caller(ctx)), tree.as_caller(ctx):
+        directory_fd = self._nodes.directory_fd(parent)
+        expectation = Expectation(events.CREATE, self._recorder.name(parent, name))
+        with self._recorder.operation([expectation], *self._recorder.caller(ctx)), self._rights.as_caller(ctx):
             how = _passed_on(flags) | os.O_CREAT | os.O_EXCL
             return os.open(name, how, stat.S_IMODE(mode), dir_fd=directory_fd)
 
@@ -143,13 +146,15 @@ class Files:
 
         Whatever stands in the way makes the kernel look again: what came there may be no regular file.
         """
-        tree = self._tree
         try:
-            with contextlib.closing(tree.backing.find(tree.directory_fd(parent), name)) as found:
+            with contextlib.closing(self._nodes.backing.find(self._nodes.directory_fd(parent), name)) as found:
                 if stat.S_ISREG(found.stat.st_mode):
                     truncate = flags & os.O_TRUNC
-                    expectations = _writing(tree.recorder.name(parent, name), found.key) if truncate else []
-                    with tree.recorder.operation(expectations, *tree.recorder.caller(ctx)), tree.as_caller(ctx):
+                    expectations = _writing(self._recorder.name(parent, name), found.key) if truncate else []
+                    with (
+                        self._recorder.operation(expectations, *self._recorder.caller(ctx)),
+                        self._rights.as_caller(ctx),
+                    ):
                         return os.open(proc_path(found.fd), _passed_on(flags) & ~os.O_NOFOLLOW | truncate)
         except (FileNotFoundError, BlockingIOError):
             pass
@@ -206,13 +211,12 @@ class Files:
     def write(self, fh: int, offset: int, data: bytes) -> int:
         """Write bytes; return how many."""
         file = self._files[fh]
-        recorder = self._tree.recorder
-        expectations = _writing(recorder.memory_of(file.node), file.node.key)
+        expectations = _writing(self._recorder.memory_of(file.node), file.node.key)
         status = os.fstat(fh)
         # Writing takes the set-group-id bit from a file of a group that the writer is not in.
         in_groups = status.st_mode & stat.S_ISGID
-        opener = self._tree.as_user(file.uid, file.gid, file.pid) if in_groups else self._tree.writing_as(file.uid)
-        with recorder.operation(expectations, file.pid, file.uid), opener:
+        opener = self._rights.as_user(file.uid, file.gid, file.pid) if in_groups else self._rights.writing_as(file.uid)
+        with self._recorder.operation(expectations, file.pid, file.uid), opener:
             if status.st_nlink == 0:
                 expectations.clear()  # silent, as behind the mount: its name may be another file's by now
             ends = file.node.ends
@@ -240,19 +244,18 @@ class Files:
         if not file.writable:
             os.close(fh)
             return
-        recorder = self._tree.recorder
-        expectations = [Expectation(events.CLOSE_WRITE, recorder.memory_of(file.node), inode=file.node.key)]
+        expectations = [Expectation(events.CLOSE_WRITE, self._recorder.memory_of(file.node), inode=file.node.key)]
         if os.fstat(fh).st_nlink == 0:
             expectations.clear()
-        with recorder.operation(expectations, file.pid, file.uid):
+        with self._recorder.operation(expectations, file.pid, file.uid):
             os.close(fh)
 
     # --- directories -------------------------------------------------------------------------------------------------
 
     def opendir(self, nodeid: int, uid: int) -> pyfuse3.FileHandleT:
         """Open a directory for listing."""
-        node = self._tree.table.get(nodeid)
-        fd = os.open(proc_path(self._tree.directory_fd(node)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        node = self._nodes.table.get(nodeid)
+        fd = os.open(proc_path(self._nodes.directory_fd(node)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         node.reference.lend(fd)
         self._directories[fd] = OpenDirectory(fd, node, uid, Listing(fd))
         return pyfuse3.FileHandleT(fd)
@@ -274,7 +277,7 @@ class Files:
             entry, node = listed
             if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry, end):
                 if node is not None:
-                    self._tree.forget([(node.nodeid, 1)])
+                    self._nodes.forget([(node.nodeid, 1)])
                 return
             has_entries = True
 
@@ -289,7 +292,7 @@ class Files:
         if name in self._filesystems.doors and not all(map(self._filesystems.answers, self._filesystems.doors[name])):
             return self._unreachable(), None
         try:
-            found = self._tree.backing.find(directory.fd, name)
+            found = self._nodes.backing.find(directory.fd, name)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -297,7 +300,7 @@ class Files:
                 raise
             return self._unreachable(), None
         with contextlib.closing(found):
-            node = self._tree.remember(directory.node, name, found)
+            node = self._nodes.remember(directory.node, name, found)
             return entry_of(node, found.stat), node
 
     def _unreachable(self) -> pyfuse3.EntryAttributes:

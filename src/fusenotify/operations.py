@@ -21,6 +21,7 @@ from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.files import Files
 from fusenotify.filesystems import Filesystems
 from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID
+from fusenotify.nodes import Nodes
 from fusenotify.passthrough import Context, Passthrough
 from fusenotify.queuefile import QueueFiles
 from fusenotify.session import FuseLoop
@@ -63,6 +64,7 @@ class Operations(pyfuse3.Operations):
 
     def __init__(
         self,
+        nodes: Nodes,
         tree: Passthrough,
         files: Files,
         queues: QueueFiles,
@@ -71,6 +73,7 @@ class Operations(pyfuse3.Operations):
         filesystems: Filesystems,
     ) -> None:
         super().__init__()
+        self._nodes = nodes
         self._tree = tree
         self._files = files
         self._queues = queues
@@ -81,7 +84,7 @@ class Operations(pyfuse3.Operations):
     async def _change(self, nodeid: int, function: Callable[..., T], *args: object) -> T:
         """Make a change of a node, or of what is in it, by a function whose first argument that node is."""
         await self._reach(nodeid, *(arg for arg in args if isinstance(arg, bytes)))
-        in_memory = self._filesystems.is_in_memory(self._tree.table.get(nodeid).key.device)
+        in_memory = self._filesystems.is_in_memory(self._nodes.table.get(nodeid).key.device)
         make = self._changes.here if in_memory else self._changes.run
         return await make(self._loop.hand_over, function, nodeid, *args)
 
@@ -89,7 +92,7 @@ class Operations(pyfuse3.Operations):
         """Return when the filesystems of a node, and of what has these names in it, answer."""
         if not self._filesystems.distant:
             return
-        await self._await_answer(self._tree.table.get(nodeid).key.device)
+        await self._await_answer(self._nodes.table.get(nodeid).key.device)
         for name in names:
             for device in self._filesystems.doors.get(name, ()):
                 await self._await_answer(device)
@@ -117,17 +120,17 @@ class Operations(pyfuse3.Operations):
         if parent_inode >= FIRST_VIRTUAL:
             return self._queues.lookup(parent_inode, name)
         if name == _RESERVED:
-            return self._queues.lookup_in(self._tree.table.get(parent_inode))
+            return self._queues.lookup_in(self._nodes.table.get(parent_inode))
         if name == b".":  # a handle of the mount is opened
             if parent_inode == ROOT_NODEID:
-                return self._tree.root_entry()
-            return (await self._loop.park(ctx.uid, self._tree.recall, parent_inode))()
+                return self._nodes.root_entry()
+            return (await self._loop.park(ctx.uid, self._nodes.recall, parent_inode))()
         await self._reach(parent_inode, name)
-        return self._tree.lookup(parent_inode, name)
+        return self._nodes.lookup(parent_inode, name)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         try:
-            self._tree.forget([(nodeid, count) for nodeid, count in inode_list if nodeid < FIRST_VIRTUAL])
+            self._nodes.forget([(nodeid, count) for nodeid, count in inode_list if nodeid < FIRST_VIRTUAL])
             for nodeid, count in inode_list:
                 if nodeid >= FIRST_VIRTUAL:
                     self._queues.forget(nodeid, count)
@@ -238,7 +241,7 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def statfs(self, ctx: Context) -> pyfuse3.StatvfsData:
-        if self._filesystems.is_in_memory(self._tree.backing.root_key.device):
+        if self._filesystems.is_in_memory(self._nodes.backing.root_key.device):
             return self._tree.statfs()
         return await self._loop.park(ctx.uid, self._tree.statfs)
 

@@ -11,7 +11,8 @@ from typing import NoReturn
 
 from fusenotify.config import QUEUE_DIRECTORY, MountOptions, default_state_dir, parse_mount_options
 from fusenotify.errors import EnvironmentProblem, FusenotifyError
-from fusenotify.mounting import Target, check_socket, hold_state_dir, is_queue_directory_hidden, preflight
+from fusenotify.mounting import Target
+from fusenotify.preflight import check_socket, hold_state_dir, is_queue_directory_hidden, preflight
 
 log = logging.getLogger(__name__)
 
