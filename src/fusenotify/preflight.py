@@ -12,18 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from fusenotify import mounting
 from fusenotify.config import QUEUE_DIRECTORY, MountFlag, MountOptions, flag_names
 from fusenotify.errors import EnvironmentProblem
 from fusenotify.mountinfo import MountEntry, is_inside, mount_at, read_mounts
-from fusenotify.mounting import (
-    CAP_SYS_ADMIN,
-    FUSE_CONF,
-    Target,
-    fusermount_path,
-    has_capability,
-    open_device,
-    user_allow_other,
-)
+from fusenotify.mounting import CAP_SYS_ADMIN, Target
 
 _ONLY_DIRECTLY: Final = MountFlag.NODIRATIME | MountFlag.STRICTATIME
 _LOCK: Final = "lock"
@@ -41,8 +34,8 @@ def preflight(source: str, mountpoint: str, state_dir: str | Path, options: Moun
     if not options.allow_non_empty:
         _check_empty(target.mountpoint)
     _check_state_dir(target.state_dir)
-    os.close(open_device())
-    if not has_capability(CAP_SYS_ADMIN):
+    os.close(mounting.open_device())
+    if not mounting.has_capability(CAP_SYS_ADMIN):
         _check_user_can_mount(options)
     return target
 
@@ -200,14 +193,14 @@ def is_queue_directory_hidden(source: Path) -> bool:
 
 def _check_user_can_mount(options: MountOptions) -> None:
     who = f"user {os.geteuid()} without CAP_SYS_ADMIN"
-    if fusermount_path() is None:
+    if mounting.fusermount_path() is None:
         raise EnvironmentProblem(
             f"cannot mount as {who}: fusermount3 is not in PATH. Install the package fuse3, or mount as root"
         )
-    if options.allow_other and os.getuid() != 0 and not user_allow_other():
+    if options.allow_other and os.getuid() != 0 and not mounting.user_allow_other():
         raise EnvironmentProblem(
-            f"cannot mount with allow_other as {who}: {FUSE_CONF} does not allow it. "
-            f"Put a line user_allow_other into {FUSE_CONF}, or mount as root"
+            f"cannot mount with allow_other as {who}: {mounting.FUSE_CONF} does not allow it. "
+            f"Put a line user_allow_other into {mounting.FUSE_CONF}, or mount as root"
         )
     if refused := _refused_to_users(options.flags):
         raise EnvironmentProblem(
