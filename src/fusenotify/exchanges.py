@@ -103,13 +103,18 @@ class Exchanges:
     def is_exchange(self, old: Directory, new: Directory, move: Move, mirror: Move) -> bool:
         """Tell a RENAME_EXCHANGE from a rename there and back.
 
-        Of a directory that is not watched nobody knows more than the name, and both names are looked at again, so then
-        it does not matter.
+        Of directories that are not watched nobody knows more than the names, and both are looked at again: then it
+        does not matter.
         """
         if move.is_dir != mirror.is_dir or not move.is_dir:
             return move.is_dir != mirror.is_dir or self.may_be_there(new, move.new_name)
         evidence = self._evidence(old, new, move, mirror)
-        return evidence if evidence is not None else not is_watched(new.children.get(move.new_name))
+        if evidence is not None:
+            return evidence
+        other = new.children.get(move.new_name)
+        if other is not None or self._crawler.is_missed(new, move.new_name):
+            return not is_watched(other)  # or it would have said so
+        return is_watched(old.children.get(move.old_name))  # which would have said that it came back
 
     def is_swap(self, came_in: Move, left: Move) -> bool:
         """Whether something came into the tree by a name, and what then left by it had that name before.
