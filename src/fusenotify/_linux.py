@@ -5,6 +5,7 @@ errno, as the functions of `os` do.
 """
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -92,6 +93,9 @@ def open_by_handle_at(mount_fd: int, handle_type: int, handle_bytes: bytes, flag
     ctypes.memmove(handle.f_handle, handle_bytes, len(handle_bytes))
     fd: int = _libc.open_by_handle_at(mount_fd, ctypes.byref(handle), flags | os.O_CLOEXEC)
     if fd < 0:
+        # ext4 says ENOMEM while another object of the same inode number is being made (iget_locked() in fs/inode.c).
+        if ctypes.get_errno() == errno.ENOMEM:
+            ctypes.set_errno(errno.ESTALE)
         _raise_errno()
     return fd
 
