@@ -41,6 +41,32 @@ class Source(Protocol):
         """Return the oldest bytes that were read and their position, None when there are none."""
 
 
+class _Positions:
+    """Places in the stream where something happens, in order. Storms make many of them: nothing here is linear."""
+
+    __slots__ = ("_gone", "_positions")
+
+    def __init__(self) -> None:
+        self._positions: list[int] = []
+        self._gone = 0  # so many at the beginning have been told
+
+    def __bool__(self) -> bool:
+        return self._gone < len(self._positions)
+
+    def append(self, position: int) -> None:
+        self._positions.append(position)
+
+    def drop_first(self) -> None:
+        self._gone += 1
+        if self._gone * 2 > len(self._positions):
+            del self._positions[: self._gone]
+            self._gone = 0
+
+    def next_from(self, position: int) -> int | None:
+        index = bisect.bisect_left(self._positions, position, self._gone)
+        return self._positions[index] if index < len(self._positions) else None
+
+
 class Stream:
     """Parses what the watcher has read, each byte once, and knows which directories are about to leave their names."""
 
@@ -48,8 +74,9 @@ class Stream:
         self._source = source
         self._parsed_to = 0
         self._parsed: deque[tuple[int, list[RawEvent]]] = deque()
-        self._leaving: dict[tuple[int, bytes], deque[int]] = {}  # where in the stream, in order
-        self._self_moves: list[tuple[int, int]] = []  # (position, wd)
+        self._leaving: dict[tuple[int, bytes], _Positions] = {}
+        self._self_moves: dict[int, _Positions] = {}  # by wd
+        self._moved: deque[tuple[int, int]] = deque()  # (position, wd) of all of them
 
     def next(self) -> tuple[int, list[RawEvent]] | None:
         """Return the oldest events that have not been returned and the position behind them."""
@@ -76,25 +103,27 @@ class Stream:
     def left(self, wd: int, name: bytes) -> None:
         """Take note that a directory has left a name: this has been told."""
         positions = self._leaving[wd, name]
-        positions.popleft()
+        positions.drop_first()
         if not positions:
             del self._leaving[wd, name]
 
     def has_moved(self, wd: int, after: int, place: tuple[int, bytes] | None = None) -> bool:
         """Whether a watched directory moves behind a position, at a `place` (wd, name) before anything leaves that."""
         self._parse_all()
-        until = min((one for one in self._leaving.get(place, ()) if one >= after), default=None) if place else None
-        for position, moved in self._self_moves[bisect.bisect_left(self._self_moves, (after, 0)) :]:
-            if until is not None and position > until:
-                return False
-            if moved == wd:
-                return True
-        return False
+        moves = self._self_moves.get(wd)
+        moved = moves.next_from(after) if moves is not None else None
+        if moved is None or place is None or place not in self._leaving:
+            return moved is not None
+        left = self._leaving[place].next_from(after)
+        return left is None or moved < left
 
     def told(self, position: int) -> None:
         """Take note that everything before a position has been told."""
-        if self._self_moves:
-            del self._self_moves[: bisect.bisect_left(self._self_moves, (position, 0))]
+        while self._moved and self._moved[0][0] < position:
+            _, wd = self._moved.popleft()
+            self._self_moves[wd].drop_first()
+            if not self._self_moves[wd]:
+                del self._self_moves[wd]
 
     def _parse_all(self) -> None:
         now = self._source.drain()
@@ -110,9 +139,10 @@ class Stream:
         has_self_moves = False
         for position, wd, mask, _, name in events:
             if mask & IN_ISDIR and mask & _LEAVING:
-                self._leaving.setdefault((wd, name), deque()).append(position)
+                self._leaving.setdefault((wd, name), _Positions()).append(position)
             elif mask & IN_MOVE_SELF and wd != self._source.root_wd:
-                self._self_moves.append((position, wd))
+                self._self_moves.setdefault(wd, _Positions()).append(position)
+                self._moved.append((position, wd))
                 has_self_moves = True
         if has_self_moves:
             events = [one for one in events if not one[2] & IN_MOVE_SELF or one[1] == self._source.root_wd]
