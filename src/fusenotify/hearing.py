@@ -23,7 +23,7 @@ from fusenotify.watchers.inotify import InotifyWatcher
 
 log = logging.getLogger(__name__)
 
-_PIECE: Final = 512  # items between two looks at the rest of the daemon
+_SLICE: Final = 0.002  # seconds of work between two looks at the rest of the daemon, which may serve a caller meanwhile
 _MOST_TRIES: Final = 1000  # looks at a directory whose path is about to change, before it is given up
 # How long the second half of a rename may be late. The kernel queues it microseconds after the first.
 _PARTNER_TIMEOUT: Final = 0.005
@@ -63,7 +63,7 @@ class Hearing:
         self._passed_on = 0  # the position up to which the joiner has been fed
         self._last_call: int | None = None  # the position up to which a partner is looked for after its time
         self._patience: tuple[float, int] | None = None  # until when, and for what up to which position, we wait
-        self._told = 0  # since other tasks last had a turn
+        self._slice_end = 0.0
         self._waiters: list[tuple[int, trio.Event]] = []
         self.wake = on_loop(self._wake)  # to be called when there may be something to tell
         watcher.on_data = self.wake
@@ -72,7 +72,7 @@ class Hearing:
         """Set every watch; from then on no change is missed."""
         for records in self._translator.crawl():
             self._publish(records)
-            await self._take_turns(len(records))
+            await self._take_turns()
 
     async def run(self) -> None:
         """Publish changes for as long as the daemon runs."""
@@ -129,16 +129,15 @@ class Hearing:
         self._joiner = Joiner()
         for records in self._translator.start_over(time.time_ns()):
             self._publish(records)
-            await self._take_turns(len(records))
+            await self._take_turns()
         self._work.set()
 
-    async def _take_turns(self, done: int) -> None:
-        """Let others work after every so many events; 0 stands for a long stretch without any."""
-        self._told += done
-        if not done or self._told >= _PIECE:
-            self._told = 0
+    async def _take_turns(self) -> None:
+        """Let others work when this has gone on for a while."""
+        if time.perf_counter() >= self._slice_end:
             await trio.lowlevel.checkpoint()
             self._watcher.drain()
+            self._slice_end = time.perf_counter() + _SLICE
 
     @property
     def _unsettled(self) -> bool:
@@ -150,6 +149,7 @@ class Hearing:
             self._watcher.drain()
 
     async def _work_off(self) -> None:
+        self._slice_end = time.perf_counter() + _SLICE
         while True:
             position = self._watcher.drain()
             while (chunk := self._stream.next()) is not None:
@@ -210,7 +210,7 @@ class Hearing:
     async def _translate(self, items: list[Item]) -> None:
         for records in self._translator.translate(items, time.time_ns()):
             self._publish(records)
-            await self._take_turns(len(records))
+            await self._take_turns()
 
     async def _pay_debts(self) -> None:
         """Tell groups what is in directories that have come into their reach, directory by directory."""
@@ -227,7 +227,7 @@ class Hearing:
                 unpaid.append(debt)
             elif entries is not None:
                 debt.group.pay(debt, entries)
-                await self._take_turns(len(entries) + 1)
+                await self._take_turns()
             elif debt.tries < _MOST_TRIES:
                 debt.tries += 1
                 unpaid.append(debt)

@@ -30,8 +30,8 @@ _KINDS: Final = {
 }
 _DELETED_DIRECTORY: Final = joiner.IN_DELETE | joiner.IN_ISDIR
 _ROOT_GONE: Final = joiner.IN_DELETE_SELF | joiner.IN_UNMOUNT | joiner.IN_MOVE_SELF
-_TURN: Final = 64  # directories that are looked at before other work may be done
-_CHUNK: Final = 512  # how many events are gathered before other work may be done
+_TURN: Final = 16  # items told, or directories looked at, before other work may be done
+_CHUNK: Final = 512  # how many events are gathered at most
 
 
 class Translator:
@@ -96,8 +96,8 @@ class Translator:
                 break  # nothing comes after unmount
             if index in told:
                 continue
-            if len(self._batch) >= _CHUNK:
-                yield from self._flush()
+            if index % _TURN == 0:
+                yield self._gathered() if len(self._batch) >= _CHUNK else []
             self._note_leaving(item)
             came_in, self._came_in = self._came_in, None
             if self._echoes:
@@ -447,5 +447,8 @@ class Translator:
 
     def _flush(self) -> Iterator[list[EventRecord]]:
         if self._batch:
-            batch, self._batch = self._batch, []
-            yield batch
+            yield self._gathered()
+
+    def _gathered(self) -> list[EventRecord]:
+        batch, self._batch = self._batch, []
+        return batch
