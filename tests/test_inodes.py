@@ -5,8 +5,8 @@ import errno
 import os
 import random
 import stat
-import subprocess
 import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
