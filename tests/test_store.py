@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -118,7 +118,14 @@ def lose_the_secret(path: Path) -> None:
         database.execute("DELETE FROM about WHERE key = 'secret'")
 
 
-@pytest.mark.parametrize("harm", [damage, scribble, make_newer, make_foreign, give_to_another_tree, lose_the_secret])
+def lose_a_table(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("DROP TABLE node")
+
+
+@pytest.mark.parametrize(
+    "harm", [damage, scribble, make_newer, make_foreign, give_to_another_tree, lose_the_secret, lose_a_table]
+)
 def test_what_cannot_be_trusted_is_set_aside(tmp_path: Path, harm: object, caplog: pytest.LogCaptureFixture) -> None:
     with opened(tmp_path) as store:
         store.put(row(42))
@@ -165,6 +172,31 @@ def test_a_full_disk_costs_rows_and_no_more(tmp_path: Path, caplog: pytest.LogCa
         store.put(row(42))
     with opened(tmp_path) as store:
         assert store.row(42) == row(42)
+
+
+def test_what_a_full_disk_did_not_take_is_written_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RETRY", 0.01)
+    with opened(tmp_path) as store:
+        pages = store._connection.execute("PRAGMA max_page_count").fetchone()[0]
+        failed = threading.Event()
+        attempt = store._attempt
+
+        def attempt_and_tell(work: Callable[[], object]) -> bool:
+            is_done = attempt(work)
+            if not is_done:
+                failed.set()
+            return is_done
+
+        store._attempt = attempt_and_tell  # type: ignore[method-assign]
+        store._connection.execute("PRAGMA max_page_count = 4")
+        for nodeid in range(5000):
+            store.put(row(nodeid))
+        assert failed.wait(30)
+        store._connection.execute(f"PRAGMA max_page_count = {pages}")
+    with opened(tmp_path) as store:
+        assert [store.row(nodeid) for nodeid in (0, 4999)] == [row(0), row(4999)]
 
 
 async def test_a_daemon_begins_anew_over_a_damaged_database(directory: Path) -> None:

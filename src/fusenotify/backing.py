@@ -107,7 +107,7 @@ class Backing:
 
     def let_go(self) -> None:
         """Close what is kept of other filesystems than the root's, so that they can be unmounted."""
-        self._kept.drop_where(lambda fd: os.fstat(fd).st_dev != self.root_key.device)
+        self._kept.drop_where(lambda device: device != self.root_key.device)
 
     # --- identities and references ------------------------------------------------------------------------------------
 

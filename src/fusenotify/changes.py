@@ -153,7 +153,8 @@ class Changes:
     # --- the thread's side -------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        unshare_umask()  # which a change sets to its caller's: others may do so while it hangs
+        with contextlib.suppress(OSError):  # where a sandbox forbids it, all threads have one
+            unshare_umask()  # which a change sets to its caller's: others may do so while it hangs
         while True:
             self._job = job = self._jobs.get()
             try:

@@ -133,7 +133,6 @@ class Daemon:
     ) -> None:
         services = Services(
             groups=self._groups,
-            backing=self._backing,
             locator=self._locator,
             epoch=self._epoch,
             position=lambda: self._translator.seq,

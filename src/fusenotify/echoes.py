@@ -111,6 +111,12 @@ class Echoes:
                 if not expectation.heard and not expectation.optional:
                     yield operation, expectation
 
+    def under_way(self) -> LocalOperation | None:
+        """Return the operation whose system calls are being made; None while there is none, as nearly always."""
+        if self._operations and self._operations[-1].end == STILL_OPEN:
+            return self._operations[-1]
+        return None
+
     def at(self, position: int) -> LocalOperation | None:
         """Return the operation whose bracket an event at `position` lies in."""
         if self._operations and self._operations[0].start <= position < self._operations[0].end:

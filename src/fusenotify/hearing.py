@@ -190,7 +190,9 @@ class Hearing:
             await self._pass_on(flushed)
         elif not self._joiner.waiting and not self._stream.has_unread and self._has_waited_enough():
             held, self._held = self._held, []
-            await self._translate(held)
+            end = self._translator.until_known(held)
+            self._held = held[end:]
+            await self._translate(held[:end])
 
     def _has_waited_enough(self) -> bool:
         return trio.current_time() >= self._held_until or not self._exchanges.lacks_half(self._held)
@@ -200,6 +202,7 @@ class Hearing:
         held, self._held = self._held, []
         items = held + items
         end = len(items) - self._exchanges.undecided(items, more_follows=self._joiner.waiting)
+        end = min(end, self._translator.until_known(items))
         if end < len(items):
             self._held = items[end:]
             self._held_until = trio.current_time() + _HALF_TIMEOUT

@@ -6,11 +6,12 @@ Both with the rights of the client: what its user cannot reach, it does not lear
 import contextlib
 import errno
 import functools
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 import trio
 
-from fusenotify.backing import Backing, Found, as_user
+from fusenotify.backing import Backing, Found, as_user, check_readable
 from fusenotify.callers import Credentials
 from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.errors import NotPermitted, StaleHandle, UsageError
@@ -22,7 +23,9 @@ from fusenotify.whereabouts import Whereabouts
 
 _GONE: Final = "the object of this handle is gone, or lies outside the tree now"
 _ATTEMPTS: Final = 5
-_THREADS: Final = 4  # that look for objects at the same time, for all clients together
+_THREADS: Final = 4  # that look at the tree at the same time for the clients of one user
+
+T = TypeVar("T")
 
 
 class Locator:
@@ -36,9 +39,9 @@ class Locator:
         self._tree = tree
         self._whereabouts = whereabouts
         self._sealer = sealer
-        self._limiter = trio.CapacityLimiter(_THREADS)
+        self._limiters: dict[int, trio.CapacityLimiter] = {}
 
-    def lookup(self, base: Directory, path: bytes, user: Credentials) -> str:
+    async def lookup(self, base: Directory, path: bytes, user: Credentials) -> str:
         """Return the handle of what is at a path below `base`.
 
         Args:
@@ -53,7 +56,7 @@ class Locator:
         if path.startswith(b"/") or {b"..", QUEUE_DIRECTORY.encode()} & set(path.split(b"/")):
             raise UsageError(f"{path!r} is no path of an object of the tree")
         try:
-            with contextlib.closing(self._find(base.prefix + path if path != b"." else base.path, user)) as found:
+            with contextlib.closing(await self._find(base.prefix + path if path != b"." else base.path, user)) as found:
                 return self._sealer.seal(found.identity, found.key.number)
         except PermissionError as error:
             raise NotPermitted(f"user {user.uid} cannot reach {path!r}: {error.strerror}") from error
@@ -69,7 +72,7 @@ class Locator:
         """
         identity, number = self._sealer.unseal(handle)
         for _ in range(_ATTEMPTS):
-            path = await self._path_of(identity, number)
+            path = await self._path_of(identity, number, user)
             if base.is_root or path == base.path:
                 below = path if base.is_root else b"."
             elif path.startswith(base.prefix):
@@ -77,7 +80,7 @@ class Locator:
             else:
                 raise StaleHandle(_GONE)
             try:
-                with contextlib.closing(self._find(path, user)) as found:
+                with contextlib.closing(await self._find(path, user)) as found:
                     if found.identity == identity:
                         return below
             except PermissionError as error:
@@ -86,14 +89,14 @@ class Locator:
                 pass  # renamed in between
         raise StaleHandle("the object of this handle is renamed again and again; ask anew when that has ended")
 
-    async def _path_of(self, identity: Identity, number: int) -> bytes:
+    async def _path_of(self, identity: Identity, number: int, user: Credentials) -> bytes:
         with contextlib.closing(self._backing.find_root()) as root:
             if root.identity == identity:
                 return b"."
         nodeids = [number, synthetic_nodeid(identity)]
         place = functools.partial(self._whereabouts.place, identity, number, nodeids, self._guesses(identity, number))
         try:
-            found = await trio.to_thread.run_sync(place, limiter=self._limiter)
+            found = await self._in_thread(user, place)
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
@@ -113,6 +116,18 @@ class Locator:
             guesses.append(directory.path)
         return guesses
 
-    def _find(self, path: bytes, user: Credentials) -> Found:
-        with as_user(*user):
-            return self._backing.find_beneath(path)
+    async def check_readable(self, path: bytes, user: Credentials) -> InodeKey:
+        """Check that a user may read the directory at a path; see `backing.check_readable`."""
+        return await self._in_thread(user, functools.partial(check_readable, self._backing, path, *user))
+
+    async def _find(self, path: bytes, user: Credentials) -> Found:
+        def find() -> Found:
+            with as_user(*user):
+                return self._backing.find_beneath(path)
+
+        return await self._in_thread(user, find)
+
+    async def _in_thread(self, user: Credentials, work: Callable[[], T]) -> T:
+        """Look at the tree, parts of which may be silent: it is left behind when the client goes or the daemon ends."""
+        limiter = self._limiters.setdefault(user.uid, trio.CapacityLimiter(_THREADS))
+        return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)

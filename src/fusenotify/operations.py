@@ -300,8 +300,11 @@ class Operations(pyfuse3.Operations):
     @answering
     async def flush(self, fh: FileHandleT) -> None:
         if fh < FIRST_VIRTUAL:
-            await self._reach_open(fh)
-            self._files.flush(fh)
+            device = self._files.device_of(fh)
+            if device in self._filesystems.distant:  # which may take its time to take what was written
+                await self._loop.park_until_the_end(self._files.user_of(fh), self._files.flush, fh)
+            else:
+                self._files.flush(fh)
 
     @answering
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
@@ -313,8 +316,12 @@ class Operations(pyfuse3.Operations):
         if fh >= FIRST_VIRTUAL:
             self._queues.release(fh)
         elif self._files.is_writable(fh):
-            await self._changes.here(self._loop.hand_over, self._files.release, fh)
+            await self._reach_open(fh)
+            in_memory = self._filesystems.is_in_memory(self._files.device_of(fh))
+            release = self._changes.here if in_memory else self._changes.run
+            await release(self._loop.hand_over, self._files.release, fh)
         else:
+            await self._reach_open(fh)
             self._files.release(fh)
 
     # --- open directories --------------------------------------------------------------------------------------------

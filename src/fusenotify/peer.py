@@ -9,7 +9,6 @@ from typing import Final
 import trio
 
 from fusenotify import protocol
-from fusenotify.backing import Backing, check_readable
 from fusenotify.callers import Credentials
 from fusenotify.errors import FusenotifyError, LimitReached, NotPermitted, ProtocolError, UsageError
 from fusenotify.groups import MOST_UIDS, Group, Groups, Mark
@@ -48,8 +47,7 @@ class Services:
 
     Attributes:
         groups: every group.
-        backing: the tree, to check rights on it.
-        locator: from paths to handles and back.
+        locator: from paths to handles and back, and what a user may read.
         epoch: the run of the daemon.
         position: the current position in the history of changes.
         caught_up: waits until every change on the backing tree made before is queued.
@@ -58,7 +56,6 @@ class Services:
     """
 
     groups: Groups
-    backing: Backing
     locator: Locator
     epoch: str
     position: Callable[[], int]
@@ -153,7 +150,7 @@ class Peer:
                 return Report(request.request, self._services.status())
             case Lookup():
                 _check_path(request.path)
-                handle = self._services.locator.lookup(self._base, request.path, self._credentials)
+                handle = await self._services.locator.lookup(self._base, request.path, self._credentials)
                 return Handle(request.request, handle)
             case Locate():
                 path = await self._services.locator.locate(self._base, request.handle, self._credentials)
@@ -191,7 +188,7 @@ class Peer:
         for _ in range(_MARK_ATTEMPTS):
             await self._services.caught_up()
             mark = self._services.groups.make_mark(group, request)
-            if self._may_read(mark, request):
+            if await self._may_read(mark, request) and not mark.directory.gone:
                 group.add(mark)
                 return Done(request.request, self._services.position())
         raise NotPermitted(
@@ -199,7 +196,7 @@ class Peer:
             "directory was there; try again when nobody renames directories on the way to it"
         )
 
-    def _may_read(self, mark: Mark, request: AddMark) -> bool:
+    async def _may_read(self, mark: Mark, request: AddMark) -> bool:
         """Whether the user may read the marked directory; no if its path leads elsewhere by now, as far as is heard.
 
         Rights are checked by path, and somebody may swap a directory that is readable for the one that is marked.
@@ -209,7 +206,7 @@ class Peer:
         """
         who = self._credentials
         try:
-            key = check_readable(self._services.backing, mark.directory.path, who.uid, who.gid, who.groups)
+            key = await self._services.locator.check_readable(mark.directory.path, who)
         except FileNotFoundError:
             return False
         except OSError as error:

@@ -28,7 +28,7 @@ class KeptDescriptors:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._fds: OrderedDict[object, int] = OrderedDict()
+        self._fds: OrderedDict[object, tuple[int, int]] = OrderedDict()  # owner -> (descriptor, device)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -37,11 +37,11 @@ class KeptDescriptors:
     def copy(self, owner: object) -> int | None:
         """Return a new descriptor of what is kept for an owner, None if nothing is."""
         with self._lock:
-            fd = self._fds.get(owner)
-            if fd is None:
+            kept = self._fds.get(owner)
+            if kept is None:
                 return None
             self._fds.move_to_end(owner)
-            return os.dup(fd)
+            return os.dup(kept[0])
 
     def keep(self, owner: object, fd: int) -> None:
         """Keep a copy of a descriptor for an owner, as long as there is room; without one (EMFILE) it is not kept."""
@@ -49,29 +49,30 @@ class KeptDescriptors:
             with contextlib.suppress(OSError):
                 copy = os.dup(fd)
                 old = self._fds.pop(owner, None)
-                self._fds[owner] = copy
+                self._fds[owner] = copy, os.fstat(copy).st_dev
                 if old is not None:
-                    os.close(old)
+                    os.close(old[0])
             while len(self._fds) > self._limit:
-                os.close(self._fds.popitem(last=False)[1])
+                os.close(self._fds.popitem(last=False)[1][0])
 
     def drop(self, owner: object) -> None:
         """Keep nothing for an owner any more."""
         with self._lock:
-            fd = self._fds.pop(owner, None)
-            if fd is not None:
-                os.close(fd)
+            kept = self._fds.pop(owner, None)
+            if kept is not None:
+                os.close(kept[0])
 
     def drop_where(self, is_unwanted: Callable[[int], bool]) -> None:
-        """Close every descriptor of which this is true."""
+        """Close every descriptor of whose device this is true; no filesystem is asked, as it might be silent."""
         with self._lock:
-            for owner, fd in list(self._fds.items()):
-                if is_unwanted(fd):
-                    os.close(self._fds.pop(owner))
+            for owner, (fd, device) in list(self._fds.items()):
+                if is_unwanted(device):
+                    del self._fds[owner]
+                    os.close(fd)
 
     def clear(self) -> None:
         """Close every descriptor."""
-        self.drop_where(lambda fd: True)
+        self.drop_where(lambda device: True)
 
 
 class Reference(Protocol):
@@ -262,7 +263,13 @@ class WalkedReference:
     def _copy(self) -> int | None:
         """Return a new descriptor from one that is there, None if there is none."""
         fd = self._kept.copy(self)
-        return os.dup(self._lent[0]) if fd is None and self._lent else fd
+        if fd is not None or not self._lent:
+            return fd
+        fd = os.dup(self._lent[0])
+        if self._identity is None or self._identify(fd) == self._identity:
+            return fd
+        os.close(fd)  # it was taken back and closed meanwhile, and its number is another file's
+        return None
 
     def _walk(self) -> int:
         way: dict[WalkedReference, None] = {self: None}

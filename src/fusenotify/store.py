@@ -25,6 +25,8 @@ _APPLICATION: Final = 0x66736E79  # "fsny"
 _SCHEMA: Final = 1
 _ABOUT: Final = frozenset({"tree", "id", "secret", "living"})
 _GATHER: Final = 0.1  # seconds; so old may be what a killed daemon has not written
+_RETRY: Final = 5.0  # seconds until what could not be written is tried again
+_MOST_UNWRITTEN: Final = 1 << 16  # rows that wait for a disk that takes none; beyond it the oldest are given up
 _CHUNK: Final = 512  # rows looked at between two writes
 _FEW: Final = 10_000  # rows that are not worth looking for dead ones
 _TABLES: Final = (
@@ -143,8 +145,11 @@ class Store:
             connection.execute("PRAGMA synchronous = FULL")
             if is_empty:
                 _begin(connection, tree)
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if not tables >= {"about", "node"}:
+                raise Unusable("it is incomplete")
             self._about = dict(connection.execute("SELECT key, value FROM about"))
-            if self._about.keys() < _ABOUT:
+            if not self._about.keys() >= _ABOUT:
                 raise Unusable("it is incomplete")
             if self._about["tree"] != tree.packed():
                 raise Unusable("it belongs to another tree")
@@ -215,20 +220,29 @@ class Store:
                 self._due.wait_for(lambda: self._pending or self._is_closing)
                 if not self._pending:
                     return
-                self._due.wait_for(lambda: self._is_closing, _GATHER)
-            self._flush()
-            if self._rows > max(_FEW, 2 * self._living):
-                self._prune()
+                self._due.wait_for(lambda: self._is_closing, _RETRY if self._is_failing else _GATHER)
+                is_last = self._is_closing
+            is_written = self._flush()
+            if is_last and not is_written:
+                return
+            if is_written and self._rows > max(_FEW, 2 * self._living):
+                self._attempt_prune()
 
-    def _flush(self) -> None:
+    def _flush(self) -> bool:
+        """Write what is pending; what the disk does not take stays pending."""
         with self._lock:
             self._writing, self._pending = self._pending, {}
-        self._attempt(self._write)
+        is_written = self._attempt(self._write)
         with self._lock:
+            if not is_written:
+                self._pending = self._writing | self._pending
+                while len(self._pending) > _MOST_UNWRITTEN:
+                    del self._pending[next(iter(self._pending))]
             self._writing = {}
+        return is_written
 
-    def _attempt(self, work: Callable[[], object]) -> None:
-        """Do something that the disk may not let us do; what is not written is as if the daemon had been killed."""
+    def _attempt(self, work: Callable[[], object]) -> bool:
+        """Do something that the disk may not let us do, and return whether it did."""
         try:
             with self._using:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -239,10 +253,19 @@ class Store:
                     raise
                 self._connection.execute("COMMIT")
             self._is_failing = False
+            return True
         except sqlite3.Error as error:
             if not self._is_failing:
                 log.warning("%s cannot be written: %s. Handles may be stale after a restart", self._path, error)
             self._is_failing = True
+            return False
+
+    def _attempt_prune(self) -> None:
+        try:
+            self._prune()
+        except sqlite3.Error as error:
+            log.warning("%s cannot be read: %s. It keeps rows that are not needed", self._path, error)
+            self._living = self._rows  # until it has grown again
 
     def _write(self) -> None:
         rows = [row for row in self._writing.values() if isinstance(row, NodeRow)]

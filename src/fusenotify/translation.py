@@ -133,6 +133,27 @@ class Translator:
         elif item[2] & _DELETED_DIRECTORY == _DELETED_DIRECTORY:
             self._stream.left(item[1], item[4])
 
+    def until_known(self, items: Sequence[Item]) -> int:
+        """Return how many items can be told before an operation that is under way has succeeded, or failed.
+
+        What looks like its echo may be somebody else's change, which is why it will fail.
+        """
+        operation = self._echoes.under_way()
+        if operation is not None:
+            for index, item in enumerate(items):
+                if item[0] >= operation.start and self._looks_like_echo(operation, item):
+                    return index
+        return len(items)
+
+    def _looks_like_echo(self, operation: LocalOperation, item: Item) -> bool:
+        if isinstance(item, Move):
+            return any(one.matches_move(item) for one in operation.expectations)
+        directory, name = self.tree.by_wd.get(item[1]), item[4]
+        kind = _KINDS.get(item[2] & ~joiner.IN_ISDIR)
+        return directory is not None and any(
+            one.kind == kind and self._is_of(one, directory, name) for one in operation.expectations
+        )
+
     # --- one event -------------------------------------------------------------------------------------------------
 
     def _on_event(self, directory: Directory, item: RawEvent) -> Iterator[list[EventRecord]]:
@@ -380,17 +401,18 @@ class Translator:
         operation = self._echoes.at(position)
         if operation is not None:
             for expectation in operation.expectations:
-                if expectation.kind == kind and not expectation.complete:
-                    at = expectation.at
-                    if (at.wd == directory.wd and at.name == name) or self._is(directory, name, expectation.inode):
-                        expectation.heard += 1
-                        return operation
+                is_due = expectation.kind == kind and not expectation.complete
+                if is_due and self._is_of(expectation, directory, name):
+                    expectation.heard += 1
+                    return operation
         return None
 
-    def _is(self, directory: Directory, name: bytes, inode: InodeKey | None) -> bool:
-        if inode is None:
-            return False
-        found = self._backing.stat_beneath(directory.prefix + name)
+    def _is_of(self, expectation: Expectation, directory: Directory, name: bytes) -> bool:
+        """Whether an entry is the one that an operation is expected to change."""
+        at, inode = expectation.at, expectation.inode
+        if at.wd == directory.wd and at.name == name:
+            return True
+        found = self._backing.stat_beneath(directory.prefix + name) if inode is not None else None
         return found is not None and InodeKey(found.st_dev, found.st_ino) == inode
 
     def _claim_move(self, move: Move) -> tuple[LocalOperation | None, Expectation | None]:
