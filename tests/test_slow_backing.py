@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from fusenotify import _linux, filesystems
+from fusenotify import _linux, filesystems, protocol
 from fusenotify.mountinfo import mount_of
+from fusenotify.protocol import AddMark, Hello, Lookup
 from tests.filesystems import filesystem
 from tests.harness import PATIENCE, Mount, Watch, patched, run
 
@@ -299,6 +301,26 @@ def test_a_silent_filesystem_inside_keeps_those_waiting_who_use_it(
         assert [holder.communicate(timeout=PATIENCE)[0] for holder in held] == ["inner", "file\n"]
         assert (inner.source / "new").read_text() == "x\n"
         assert (inner.source / "made").is_dir()
+
+
+@pytest.mark.parametrize(
+    "request_", [Lookup(0, b"inside/file"), AddMark(0, 1, b"inside", "dir", 1, 3)], ids=["lookup", "mark"]
+)
+def test_what_a_client_asks_about_a_silent_filesystem_stops_nobody(
+    directory: Path, watching: Callable[..., Watch], request_: Lookup | AddMark
+) -> None:
+    with nested(directory) as (outer, inner), contextlib.ExitStack() as stack:
+        stack.callback(outer.close)
+        stack.callback(inner.process.send_signal, signal.SIGCONT)
+        watch = watching(outer.mountpoint)
+        inner.process.send_signal(signal.SIGSTOP)
+        client = stack.enter_context(socket.socket(socket.AF_UNIX))
+        client.connect(os.fspath(outer.socket))
+        client.sendall(protocol.encode(Hello(protocol.VERSION)) + protocol.encode(request_))
+        for number in range(20):
+            (outer.mountpoint / "other" / f"{number}").write_text("served")
+            watch.until(f"other/{number}")
+        inner.process.send_signal(signal.SIGCONT)
 
 
 def test_a_daemon_starts_and_ends_beside_a_silent_filesystem(directory: Path) -> None:

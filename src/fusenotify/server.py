@@ -17,7 +17,6 @@ from fusenotify.tree import Tree
 log = logging.getLogger(__name__)
 
 _SEND: Final = 256 * 1024
-_RECEIVE: Final = 64 * 1024
 _BACKLOG: Final = 64
 _LAST_WORDS: Final = 5.0  # seconds to send a client why it is hung up on
 _PEERCRED: Final = struct.Struct("iII")
