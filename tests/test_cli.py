@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from fusenotify.mountinfo import find_mounts
 from tests.harness import FUSENOTIFY, PATIENCE, Mount, Watch, mounted, run
 
 Start = Callable[..., Watch]
+
+_MS_BIND = 4096
 
 FIELDS = [
     "type", "target", "kind", "path", "old_path", "exchange", "is_dir", "origin", "handle", "parent", "old_parent",
@@ -631,3 +633,52 @@ def test_two_mounts_of_one_tree(directory: Path, mount: Mount, watching: Start) 
         assert [watch.until("x")[-1]["origin"] for watch in watches] == ["remote", "local"]
     finally:
         assert run("umount", other).returncode == 0
+
+
+# --- unmounting ------------------------------------------------------------------------------------------------------
+
+
+def test_unmounting_one_of_two_places_leaves_the_other(mount: Mount, directory: Path) -> None:
+    (mount.source / "sub").mkdir()
+    place = directory / "place"
+    place.mkdir()
+    _linux.mount(os.fsencode(mount.mountpoint / "sub"), os.fsencode(place), b"", _MS_BIND, b"")
+    try:
+        code, _, errors = outcome("umount", place)
+    finally:
+        with suppress(OSError):
+            _linux.umount2(os.fsencode(place), _linux.MNT_DETACH)
+    assert code == 0
+    assert f"also mounted at {mount.mountpoint}" in errors
+    assert (mount.mountpoint / "sub").is_dir()
+    assert outcome("umount", mount.mountpoint)[0] == 0
+    assert mount.process.wait(PATIENCE) == 0
+
+
+def test_a_daemon_that_hangs_is_told_of_and_can_be_taken_away(mount: Mount) -> None:
+    mount.process.send_signal(signal.SIGSTOP)
+    code, _, errors = outcome("status", mount.mountpoint)
+    assert (code, "does not answer" in errors) == (5, True)
+    assert outcome("umount", "--lazy", mount.mountpoint)[0] == 0
+    assert not any(one.mountpoint == str(mount.mountpoint) for one in find_mounts())
+
+
+def test_a_mount_goes_with_its_terminal(mount: Mount) -> None:
+    assert mount.stop(signal.SIGHUP) == 0
+    assert not any(one.mountpoint == str(mount.mountpoint) for one in find_mounts())
+
+
+def test_a_queue_file_and_a_socket_in_one_watch(mount: Mount, watching: Start) -> None:
+    watch = watching(mount.mountpoint, f"unix:{mount.socket}")
+    for number in range(200):
+        (mount.source / f"{number}").touch()
+    told: list[tuple[str, str, str]] = []
+    while len(told) < 800:
+        line = watch.next()
+        assert line is not None
+        told.append((line["target"], line["path"], line["kind"]))
+    targets = (str(mount.mountpoint), f"unix:{mount.socket}")
+    assert len(set(told)) == 800
+    assert {target for target, _, _ in told} == set(targets)
+    watch.process.send_signal(signal.SIGINT)
+    assert watch.errors() == ""

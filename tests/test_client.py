@@ -726,3 +726,16 @@ def test_the_raw_client_of_the_documentation(mount: Mount) -> None:
 def test_the_public_names_are_there() -> None:
     assert all(hasattr(fusenotify, name) for name in fusenotify.__all__)
     assert issubclass(NotPermitted, fusenotify.FusenotifyError)
+
+
+def test_a_refused_request_concerns_no_other(mount: Mount, go: Run[None]) -> None:
+    async def main() -> None:
+        async with open_group() as group:
+            with pytest.raises(fusenotify.FusenotifyError, match="Expected `int`"):
+                await group.mark(mount.mountpoint, uids=["root"])  # type: ignore[list-item]
+            await group.mark(mount.mountpoint)
+            await group.mark(mount.mountpoint)
+            (mount.source / "a").mkdir()
+            assert [event.path for event in await until(group, "a")] == ["a"]
+
+    go(main)

@@ -620,8 +620,8 @@ def test_with_watch_other_subtrees_too(others: Mount) -> None:
 # While the rights are checked, somebody who may rename in `shared` has swapped what is at the path for something else.
 _SWAPPED = """
 import os
-from fusenotify import _linux, peer
-check_readable = peer.check_readable
+from fusenotify import _linux, locator
+check_readable = locator.check_readable
 swaps = int(os.environ["SWAPS"])
 
 def overtaken(backing, path, *who):
@@ -632,7 +632,7 @@ def overtaken(backing, path, *who):
         _linux.renameat2(fd, b"shared/one", fd, b"shared/two", _linux.RENAME_EXCHANGE)
     return check_readable(backing, path, *who)
 
-peer.check_readable = overtaken
+locator.check_readable = overtaken
 """
 
 

@@ -138,7 +138,8 @@ class Crawler:
     def is_settled(self, parent: Directory, name: bytes) -> bool:
         """Whether nothing that has happened and is still to be told changes what a path stands for."""
         directory = parent
-        while directory.wd is None or not self._stream.will_leave(directory.wd, name):
+        self._stream.look_ahead()
+        while directory.wd is None or not self._stream.is_leaving(directory.wd, name):
             if directory.parent is None:
                 return True
             directory, name = directory.parent, directory.name

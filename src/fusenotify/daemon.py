@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 _CAP_SYS_RESOURCE = 24
 _MOST_DESCRIPTORS = 1 << 20
 _NICE = -10
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: its terminal has been closed
 _KEPT_ABROAD = 1.0  # seconds
 _ANSWER = 2.0  # seconds that a filesystem of others gets to answer before its directories are left unwatched
 _GRACE = 1.0  # seconds that listeners get to read their last events
@@ -88,6 +89,7 @@ class Daemon:
         self._hearing = Hearing(
             self._watcher, stream, self._translator, crawler, exchanges, echoes, self._groups, self._changes.on_loop
         )
+        self._hearing.before_crawl = self._ask_distant
 
         with contextlib.closing(self._backing.find_root()) as root:
             store = Store(target.state_dir, root.identity)
@@ -108,13 +110,12 @@ class Daemon:
         self._files = Files(self._nodes, recorder, rights, self._filesystems)
         stack.callback(self._files.close)
 
-    async def run(self, listen: Sequence[str], on_ready: Callable[[], None]) -> None:
+    async def run(self, listen: Sequence[str], on_ready: Callable[[int], None]) -> None:
         """Watch, mount and serve until the filesystem is unmounted or a signal asks to stop.
 
         Raises:
             EnvironmentProblem: the tree cannot be watched or mounted.
         """
-        await self._ask_distant()
         await self._hearing.crawl()
         _spare_the_collector()
         async with AsyncExitStack() as stack:
@@ -129,7 +130,7 @@ class Daemon:
             await self._serve(fuse_fd, loop, listeners, on_ready)
 
     async def _serve(
-        self, fuse_fd: int, loop: FuseLoop, listeners: Sequence[trio.SocketListener], on_ready: Callable[[], None]
+        self, fuse_fd: int, loop: FuseLoop, listeners: Sequence[trio.SocketListener], on_ready: Callable[[int], None]
     ) -> None:
         services = Services(
             groups=self._groups,
@@ -152,7 +153,9 @@ class Daemon:
                 nursery.start_soon(self._let_go)
                 for listener in listeners:
                     nursery.start_soon(Server(services, self._tree).serve, listener)
-                nursery.start_soon(self._root.run, str(self._target.mountpoint), self._hearing.lose_root)
+                nursery.start_soon(
+                    self._root.run, str(self._target.mountpoint), self._hearing.lose_root, self._hearing.start_over
+                )
                 nursery.start_soon(self._stop_at_signal, loop)
                 nursery.start_soon(self._announce, on_ready)
                 await loop.run()
@@ -170,21 +173,23 @@ class Daemon:
 
     async def _ask_distant(self) -> None:
         """Find out which of the filesystems in the tree are silent, before they are looked at."""
+        if not self._filesystems.distant:
+            return
         with trio.move_on_after(_ANSWER):
             async with trio.open_nursery() as nursery:
                 for device in self._filesystems.distant:
                     ask = functools.partial(trio.to_thread.run_sync, self._filesystems.ask, device)
                     nursery.start_soon(functools.partial(ask, abandon_on_cancel=True))
 
-    async def _announce(self, on_ready: Callable[[], None]) -> None:
-        """Call `on_ready` when the mount answers."""
+    async def _announce(self, on_ready: Callable[[int], None]) -> None:
+        """Call `on_ready` with the number of directories that are not heard, when the mount answers."""
         await trio.to_thread.run_sync(os.stat, self._target.mountpoint)
-        on_ready()
+        on_ready(self._deaf)
 
     async def _stop_at_signal(self, loop: FuseLoop) -> None:
-        for ours in (signal.SIGINT, signal.SIGTERM):
+        for ours in _ENDING:
             signal.signal(ours, signal.SIG_IGN)  # what the receiver leaves behind: by then we are ending anyway
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with trio.open_signal_receiver(*_ENDING) as signals:
             async for number in signals:
                 log.info("stopping at %s", signal.Signals(number).name)
                 await self._say_goodbye()
@@ -207,6 +212,15 @@ class Daemon:
             while not self._groups.all_read:  # noqa: ASYNC110 - one second at the end of a life is not worth an event
                 await trio.sleep(_GRACE / 100)
 
+    @property
+    def _deaf(self) -> int:
+        """How many directories are not watched, or lie where the kernel tells of this machine's changes only.
+
+        That is so on FUSE, NFS, CIFS and the like.
+        """
+        distant = self._filesystems.distant
+        return self._watcher.deaf + (sum(key.device in distant for key in self._tree.by_key) if distant else 0)
+
     def _status(self) -> Status:
         return Status(
             pid=os.getpid(),
@@ -218,7 +232,7 @@ class Daemon:
             watches=self._watcher.watches,
             overflows=self._translator.overflows,
             recoveries=0,
-            deaf=self._watcher.deaf,
+            deaf=self._deaf,
             groups=len(self._groups),
             nodes=len(self._table),
             replays=Replays(),
@@ -244,10 +258,11 @@ def _remove_socket(path: str, ours: os.stat_result) -> None:
             os.unlink(path)
 
 
-def run(target: mounting.Target, options: MountOptions, listen: Sequence[str], on_ready: Callable[[], None]) -> None:
+def run(target: mounting.Target, options: MountOptions, listen: Sequence[str], on_ready: Callable[[int], None]) -> None:
     """Serve one mount in this process until it is unmounted or told to stop (SIGINT, SIGTERM).
 
-    `on_ready` is called once, when the mount answers and every watch is in force.
+    `on_ready` is called once, when the mount answers and every watch is in force, with the number of directories for
+    which that is not possible.
 
     Raises:
         EnvironmentProblem: this machine does not let us.

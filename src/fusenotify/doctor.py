@@ -35,7 +35,10 @@ _DAEMON_PACKAGES: Final = (("pyfuse3", "pyfuse3"), ("trio", "trio"), ("inotify_s
 _INOTIFY_LIMITS: Final = {
     "max_user_watches": ("directories that one user can watch; a mount needs one for each in its tree", 65536),
     "max_user_instances": ("inotify descriptors that one user can have; a mount needs one, each program its own", 128),
-    "max_queued_events": ("events that may wait unread; beyond it the kernel drops them, and we compare trees", 16384),
+    "max_queued_events": (
+        "events that may wait unread; beyond it the kernel drops them, which is told as `overflow`",
+        16384,
+    ),
 }
 
 

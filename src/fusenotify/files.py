@@ -4,7 +4,9 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -30,6 +32,9 @@ from fusenotify.rights import Rights
 _HIDDEN: Final = QUEUE_DIRECTORY.encode()
 # What a caller's open flags mean to the mount alone, or would ask aligned buffers of the daemon.
 _NOT_PASSED_ON: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_DIRECT | os.O_TRUNC
+
+# For the daemon's own work: looking names up, watching directories, clients, what is kept between operations.
+_RESERVED_DESCRIPTORS: Final = 256
 
 # What looking up the place of a dead or forbidden mount says.
 _UNREACHABLE: Final = frozenset({errno.ENOTCONN, errno.ELOOP, errno.ESTALE, errno.EHOSTDOWN})
@@ -68,6 +73,8 @@ class Files:
         self._filesystems = filesystems
         self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, OpenDirectory] = {}
+        self._opened_by: Counter[int] = Counter()
+        self._most_open = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVED_DESCRIPTORS, 64)
         self._nowhere = FIRST_VIRTUAL  # numbers below it are of no node
 
     def __len__(self) -> int:
@@ -78,6 +85,20 @@ class Files:
         for fd in (*self._files, *self._directories):
             os.close(fd)
 
+    def check_room(self, uid: int) -> None:
+        """Leave descriptors for the daemon itself, which hears and serves others with them, and for other users.
+
+        Raises:
+            OSError: ENFILE, when a user has half of what there is, or all together have all of it.
+        """
+        if len(self) >= self._most_open or (uid != 0 and self._opened_by[uid] * 2 >= self._most_open):
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    def _gone(self, uid: int) -> None:
+        self._opened_by[uid] -= 1
+        if not self._opened_by[uid]:
+            del self._opened_by[uid]
+
     # --- files -------------------------------------------------------------------------------------------------------
 
     def open(self, nodeid: int, flags: int, ctx: Context) -> pyfuse3.FileInfo:
@@ -86,6 +107,7 @@ class Files:
         Raises:
             BlockingIOError: there is one.
         """
+        self.check_room(ctx.uid)
         node = self._nodes.table.get(nodeid)
         fd = node.reference.acquire(_passed_on(flags))
         try:
@@ -118,6 +140,7 @@ class Files:
         self, parent_nodeid: int, name: bytes, mode: int, flags: int, ctx: Context
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         """Make a file and open it; one that has been made behind the mount meanwhile is opened, as open(2) does."""
+        self.check_room(ctx.uid)
         parent = self._nodes.table.get(parent_nodeid)
         try:
             fd = self._make(parent, name, mode, flags, ctx)
@@ -168,6 +191,7 @@ class Files:
             node.ends = node.ends or Ends(os.fstat(fd).st_size)
             node.ends.openers += 1
         pid = process_of(ctx.pid) if writable else None
+        self._opened_by[ctx.uid] += 1
         self._files[fd] = OpenFile(fd, node, writable, appends, pid, ctx.uid, ctx.gid)
         # Without invalidation the page cache must not outlive the open.
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fd), keep_cache=False)
@@ -237,6 +261,7 @@ class Files:
     def release(self, fh: int) -> None:
         """Close a file."""
         file = self._files.pop(fh)
+        self._gone(file.uid)
         file.node.reference.take_back(fh)
         if file.appends and file.node.ends:
             file.node.ends.openers -= 1
@@ -254,9 +279,11 @@ class Files:
 
     def opendir(self, nodeid: int, uid: int) -> pyfuse3.FileHandleT:
         """Open a directory for listing."""
+        self.check_room(uid)
         node = self._nodes.table.get(nodeid)
         fd = os.open(proc_path(self._nodes.directory_fd(node)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         node.reference.lend(fd)
+        self._opened_by[uid] += 1
         self._directories[fd] = OpenDirectory(fd, node, uid, Listing(fd))
         return pyfuse3.FileHandleT(fd)
 
@@ -314,7 +341,9 @@ class Files:
 
     def releasedir(self, fh: int) -> None:
         """Close a directory."""
-        self._directories.pop(fh).node.reference.take_back(fh)
+        directory = self._directories.pop(fh)
+        self._gone(directory.uid)
+        directory.node.reference.take_back(fh)
         os.close(fh)
 
 

@@ -297,6 +297,15 @@ class Groups:
         """Whether every group has read its queue to the end."""
         return not any(len(group.queue) for group in self._groups)
 
+    def check_room(self, uid: int) -> None:
+        """Refuse more marks to a user who has as many as one group may have: each is looked at with every event.
+
+        Raises:
+            LimitReached: so it is.
+        """
+        if uid != 0 and sum(group.marks for group in self._groups if group.uid == uid) >= MOST_MARKS:
+            raise LimitReached(f"user {uid} has {MOST_MARKS} marks, which is the limit; mark a directory above instead")
+
     def check_reach(self, uid: int, scope: str) -> None:
         """Refuse a subtree to whom it is not meant for.
 

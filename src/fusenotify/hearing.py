@@ -6,7 +6,7 @@ file operations never wait for either.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -16,7 +16,7 @@ from fusenotify.echoes import Echoes, LocalOperation
 from fusenotify.events import EventRecord
 from fusenotify.exchanges import Exchanges
 from fusenotify.groups import Debt, Groups
-from fusenotify.joiner import Item, Joiner
+from fusenotify.joiner import OVERFLOWED, Item, Joiner
 from fusenotify.stream import Stream
 from fusenotify.translation import Translator
 from fusenotify.watchers.inotify import InotifyWatcher
@@ -33,7 +33,11 @@ _HALF_TIMEOUT: Final = 1.0
 
 
 class Hearing:
-    """Drives watcher, joiner and translator, and hands what they tell to the groups."""
+    """Drives watcher, joiner and translator, and hands what they tell to the groups.
+
+    Attributes:
+        before_crawl: awaited before the whole tree is looked at.
+    """
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class Hearing:
         self._echoes = echoes
         self._crawler = crawler
         self._exchanges = exchanges
+        self.before_crawl: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self._groups = groups
         self._ended = False
         self._joiner = Joiner()
@@ -65,11 +70,13 @@ class Hearing:
         self._patience: tuple[float, int] | None = None  # until when, and for what up to which position, we wait
         self._slice_end = 0.0
         self._waiters: list[tuple[int, trio.Event]] = []
+        self._has_to_start_over = False
         self.wake = on_loop(self._wake)  # to be called when there may be something to tell
         watcher.on_data = self.wake
 
     async def crawl(self) -> None:
         """Set every watch; from then on no change is missed."""
+        await self.before_crawl()
         for records in self._translator.crawl():
             self._publish(records)
             await self._take_turns()
@@ -81,6 +88,9 @@ class Hearing:
             while True:
                 self._work = trio.Event()
                 try:
+                    if self._has_to_start_over:
+                        self._has_to_start_over = False
+                        await self._start_over()
                     await self._work_off()
                 except Exception:
                     log.exception("the event path stumbled; what may have been lost is told as an overflow")
@@ -98,6 +108,11 @@ class Hearing:
         await self.caught_up()
         for records in self._translator.end():
             self._publish(records)
+
+    def start_over(self) -> None:
+        """Look at the whole tree again: what it consists of has changed in a way that nothing tells of."""
+        self._has_to_start_over = True
+        self._work.set()
 
     def note(self, operation: LocalOperation) -> None:
         """Take note of an operation through the mount that begins now; `wake` is to be called when it has been made.
@@ -125,6 +140,7 @@ class Hearing:
 
     async def _start_over(self) -> None:
         """Go on as after an overflow of the kernel's queue; an error in that is the end."""
+        await self.before_crawl()
         self._held.clear()
         self._joiner = Joiner()
         for records in self._translator.start_over(time.time_ns()):
@@ -211,6 +227,8 @@ class Hearing:
         await self._translate(items[:end])
 
     async def _translate(self, items: list[Item]) -> None:
+        if any(item[1] == OVERFLOWED for item in items):
+            await self.before_crawl()  # the whole tree will be looked at
         for records in self._translator.translate(items, time.time_ns()):
             self._publish(records)
             await self._take_turns()

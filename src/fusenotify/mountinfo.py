@@ -226,3 +226,21 @@ def _read(file: str) -> str:
             return os.fsdecode(stream.read())
     except OSError:
         return ""
+
+
+def mounted_anywhere(device: str) -> list[str]:
+    """Return where a filesystem (`major:minor`) is mounted, in every mount namespace that we may look into."""
+    seen: set[str] = set()
+    places: list[str] = []
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            namespace = os.readlink(f"/proc/{process}/ns/mnt")
+            if namespace in seen:
+                continue
+            with open(f"/proc/{process}/mountinfo", errors="surrogateescape") as table:
+                lines = table.readlines()
+        except OSError:
+            continue  # it has ended, or is not ours to look at
+        seen.add(namespace)
+        places += [fields[4] for fields in map(str.split, lines) if fields[2] == device]
+    return places

@@ -176,8 +176,8 @@ def _fusermount_advice(complaint: str) -> str:
     return "fusermount3 mounts only where the user may write, and owns the directory if it is sticky"
 
 
-def unmount(mountpoint: str, *, lazy: bool) -> None:
-    """Take a fusenotify mount away; with `lazy` at once, also a dead one, whoever still uses it.
+def unmount(mountpoint: str, *, lazy: bool) -> MountEntry:
+    """Take a fusenotify mount away and return it; with `lazy` at once, also a dead one, whoever still uses it.
 
     Watchers hold the mount through its queue file. They do not count: when nothing else is in the way the mount is
     detached, and they hear that it went.
@@ -189,15 +189,16 @@ def unmount(mountpoint: str, *, lazy: bool) -> None:
     """
     mount = _our_mount_at(mountpoint)
     if _detach(mount, lazy=lazy):
-        return
+        return mount
     below = [entry.mountpoint for entry in read_mounts() if entry.parent_id == mount.mount_id]
     holders = find_holders(mount)
     if not below and not holders and _detach(mount, lazy=False):
-        return  # whoever held it ended while we looked
+        return mount  # whoever held it ended while we looked
     in_the_way = [holder for holder in holders if not holder.is_queue]
     if below or in_the_way or not holders:
         _raise_busy(mount, below, in_the_way)
     _detach(mount, lazy=True)
+    return mount
 
 
 def _our_mount_at(path: str) -> MountEntry:

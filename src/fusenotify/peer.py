@@ -127,6 +127,7 @@ class Peer:
                 self._answer(await self._reply_to(self._requests[0]))
                 self._requests.popleft()
                 self._progress.set()
+                await trio.lowlevel.checkpoint()  # most requests are carried out without any wait
             await self._request_came.wait()
 
     async def _reply_to(self, request: Request | ProtocolError) -> protocol.Reply:
@@ -185,6 +186,7 @@ class Peer:
         """Add a mark; what happened before is not told, so that nothing is heard twice or by halves."""
         _check_lengths(request)
         self._services.groups.check_reach(self._credentials.uid, request.scope)
+        self._services.groups.check_room(self._credentials.uid)
         for _ in range(_MARK_ATTEMPTS):
             await self._services.caught_up()
             mark = self._services.groups.make_mark(group, request)

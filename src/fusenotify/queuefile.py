@@ -18,6 +18,7 @@ import trio
 from fusenotify.callers import Credentials, groups_of
 from fusenotify.config import QUEUE_NAME
 from fusenotify.errors import ProtocolError
+from fusenotify.groups import MOST_GROUPS_PER_UID
 from fusenotify.inodes import FIRST_VIRTUAL, Node
 from fusenotify.peer import Peer, Services
 from fusenotify.session import FuseLoop
@@ -171,7 +172,8 @@ class QueueFiles:
         place, is_file = self._at(nodeid)
         if not is_file:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if len(self._open) >= MOST_OPEN:
+        of_this_user = sum(queue.peer.uid == ctx.uid for queue in self._open.values())
+        if len(self._open) >= MOST_OPEN or (ctx.uid != 0 and of_this_user >= MOST_GROUPS_PER_UID):
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
         credentials = Credentials(ctx.uid, ctx.gid, groups_of(ctx.pid))
         base = await self._base(place.node)

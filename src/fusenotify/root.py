@@ -17,7 +17,7 @@ from inotify_simple import INotify, flags
 from fusenotify._linux import proc_path
 from fusenotify.backing import Backing
 from fusenotify.filesystems import Filesystems
-from fusenotify.mountinfo import MountEntry, is_inside, mount_id_of, read_mounts
+from fusenotify.mountinfo import MountEntry, is_below, is_inside, mount_id_of, read_mounts
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ IN_PLACE: Final = "in place"
 MOVED: Final = "moved"
 DELETED: Final = "deleted"
 UNMOUNTED: Final = "unmounted"
+_RETRY: Final = 1.0  # seconds
 
 
 class Root:
@@ -41,11 +42,14 @@ class Root:
         """Return what has become of the root; `has_left` is whether the watcher has heard of its end."""
         return MOVED if has_left and self._state == IN_PLACE else self._state
 
-    async def run(self, mountpoint: str, on_gone: Callable[[], Awaitable[None]]) -> None:
-        """Call `on_gone` once, when the root has been deleted or unmounted; `mountpoint` is where it is shown."""
+    async def run(self, mountpoint: str, on_gone: Callable[[], Awaitable[None]], on_mounts: Callable[[], None]) -> None:
+        """Call `on_gone` once, when the root has been deleted or unmounted; `mountpoint` is where it is shown.
+
+        `on_mounts` is called whenever something has been mounted in the tree, or unmounted.
+        """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._await_deletion, on_gone)
-            nursery.start_soon(self._follow_mounts, mountpoint, on_gone)
+            nursery.start_soon(self._follow_mounts, mountpoint, on_gone, on_mounts)
 
     async def _await_deletion(self, on_gone: Callable[[], Awaitable[None]]) -> None:
         if self._backing.root_key.device in self._filesystems.distant:
@@ -61,12 +65,24 @@ class Root:
                 deletions.read(timeout=0)
         await self._lose(DELETED, on_gone)
 
-    async def _follow_mounts(self, mountpoint: str, on_gone: Callable[[], Awaitable[None]]) -> None:
+    async def _follow_mounts(
+        self, mountpoint: str, on_gone: Callable[[], Awaitable[None]], on_mounts: Callable[[], None]
+    ) -> None:
         own: str | None = None
+        known: set[int] | None = None
         with changes_of_mounts() as changes:
             while True:
-                mounts = read_mounts()
+                try:
+                    mounts = read_mounts()
+                except OSError as error:
+                    log.warning("cannot read what is mounted: %s. It is tried again", error.strerror)
+                    await trio.sleep(_RETRY)
+                    continue
                 self._filesystems.look(mounts)
+                below = {mount.mount_id for mount in mounts if is_below(mount.mountpoint, self._source)}
+                if known is not None and below != known:
+                    on_mounts()
+                known = below
                 shown = (mount.device for mount in mounts if mount.is_ours and mount.mountpoint == mountpoint)
                 own = own or next(shown, None)
                 self._forbid([mount for mount in mounts if mount.device == own], mounts)

@@ -24,6 +24,7 @@ FILE_NAME: Final = "store.sqlite"
 _APPLICATION: Final = 0x66736E79  # "fsny"
 _SCHEMA: Final = 1
 _ABOUT: Final = frozenset({"tree", "id", "secret", "living"})
+_ID, _SECRET = 8, 32  # bytes
 _GATHER: Final = 0.1  # seconds; so old may be what a killed daemon has not written
 _RETRY: Final = 5.0  # seconds until what could not be written is tried again
 _MOST_UNWRITTEN: Final = 1 << 16  # rows that wait for a disk that takes none; beyond it the oldest are given up
@@ -151,6 +152,10 @@ class Store:
             self._about = dict(connection.execute("SELECT key, value FROM about"))
             if not self._about.keys() >= _ABOUT:
                 raise Unusable("it is incomplete")
+            if not all(isinstance(value, bytes) for value in self._about.values()):
+                raise Unusable("it is damaged")
+            if (len(self._about["id"]), len(self._about["secret"])) != (_ID, _SECRET):
+                raise Unusable("it is damaged")
             if self._about["tree"] != tree.packed():
                 raise Unusable("it belongs to another tree")
         except BaseException:
@@ -201,8 +206,10 @@ class Store:
         return found[0] if found else None
 
     def from_number(self, nodeid: int) -> Iterator[Identity]:
-        """Yield what the nodes from a number on are."""
-        return (row.identity for row in self._select(f"SELECT {_COLUMNS} FROM node WHERE nodeid >= ?", nodeid))
+        """Yield what the nodes from a number on are; rows that make no sense are left out."""
+        for row in self._select(f"SELECT {_COLUMNS} FROM node WHERE nodeid >= ?", nodeid):
+            with contextlib.suppress(ValueError, TypeError):
+                yield row.identity
 
     def _select(self, query: str, *values: int) -> Sequence[NodeRow]:
         try:
@@ -294,7 +301,12 @@ class Store:
 
 
 def _begin(connection: sqlite3.Connection, tree: Identity) -> None:
-    about = {"tree": tree.packed(), "id": secrets.token_bytes(8), "secret": secrets.token_bytes(32), "living": bytes(8)}
+    about = {
+        "tree": tree.packed(),
+        "id": secrets.token_bytes(_ID),
+        "secret": secrets.token_bytes(_SECRET),
+        "living": bytes(8),
+    }
     connection.execute("BEGIN IMMEDIATE")
     for statement in (*_TABLES, f"PRAGMA application_id = {_APPLICATION}", f"PRAGMA user_version = {_SCHEMA}"):
         connection.execute(statement)

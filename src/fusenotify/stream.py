@@ -95,9 +95,8 @@ class Stream:
         self._source.drain()
         return self.has_more
 
-    def will_leave(self, wd: int, name: bytes) -> bool:
+    def is_leaving(self, wd: int, name: bytes) -> bool:
         """Whether a directory is to leave a name (be deleted or renamed) in what was read and has not been told."""
-        self._parse_all()
         return (wd, name) in self._leaving
 
     def left(self, wd: int, name: bytes) -> None:
@@ -109,7 +108,7 @@ class Stream:
 
     def has_moved(self, wd: int, after: int, place: tuple[int, bytes] | None = None) -> bool:
         """Whether a watched directory moves behind a position, at a `place` (wd, name) before anything leaves that."""
-        self._parse_all()
+        self.look_ahead()
         moves = self._self_moves.get(wd)
         moved = moves.next_from(after) if moves is not None else None
         if moved is None or place is None or place not in self._leaving:
@@ -125,7 +124,8 @@ class Stream:
             if not self._self_moves[wd]:
                 del self._self_moves[wd]
 
-    def _parse_all(self) -> None:
+    def look_ahead(self) -> None:
+        """Read whatever has happened by now."""
         now = self._source.drain()
         while self._parsed_to < now and self._parse_one():
             self._source.drain()  # parsing may take longer than the kernel's queue lasts

@@ -3,10 +3,10 @@
 import contextlib
 import errno
 import os
+import socket
 from typing import Final, Protocol
 
 import anyio
-import anyio.abc
 
 from fusenotify.config import QUEUE_FILE
 from fusenotify.errors import DaemonGone, LimitReached, NotAMount, NotPermitted
@@ -47,7 +47,9 @@ class QueueFile:
         """
         path = os.path.join(mount_root, QUEUE_FILE)
         try:
-            fd = await anyio.to_thread.run_sync(os.open, path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = await anyio.to_thread.run_sync(
+                os.open, path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC, abandon_on_cancel=True
+            )
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotAMount(f"{mount_root} is not on a fusenotify mount: it has no {QUEUE_FILE}") from error
         except PermissionError as error:
@@ -70,6 +72,8 @@ class QueueFile:
             except BlockingIOError:
                 await anyio.wait_writable(self._fd)
             except OSError as error:
+                if error.errno == errno.EINVAL:
+                    return  # the daemon does not understand it; what it answers says why
                 raise self._translated(error) from error
 
     async def receive(self) -> bytes:
@@ -102,8 +106,8 @@ class QueueFile:
 class UnixSocket:
     """A connection to a daemon's unix socket."""
 
-    def __init__(self, stream: anyio.abc.SocketStream, path: str) -> None:
-        self._stream = stream
+    def __init__(self, sock: socket.socket, path: str) -> None:
+        self._socket = sock
         self._path = path
 
     @classmethod
@@ -114,30 +118,50 @@ class UnixSocket:
             DaemonGone: nobody listens there.
             NotPermitted: the socket is another user's.
         """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            return cls(await anyio.connect_unix(path), path)
+            await anyio.to_thread.run_sync(sock.connect, path, abandon_on_cancel=True)
         except PermissionError as error:
+            sock.close()
             raise NotPermitted(f"cannot connect to {path}: {error.strerror}") from error
         except OSError as error:
+            sock.close()
             raise DaemonGone(f"nobody listens on {path}: {error.strerror or error}") from error
+        except BaseException:
+            sock.close()
+            raise
+        sock.setblocking(False)
+        return cls(sock, path)
 
     async def send(self, data: bytes) -> None:
         """Send frames."""
-        try:
-            await self._stream.send(data)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise self._gone() from error
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[self._socket.send(left) :]
+            except BlockingIOError:
+                await anyio.wait_writable(self._socket)
+            except OSError as error:
+                raise self._gone() from error
 
     async def receive(self) -> bytes:
         """Receive some bytes."""
-        try:
-            return await self._stream.receive(_READ_SIZE)
-        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise self._gone() from error
+        while True:
+            try:
+                data = self._socket.recv(_READ_SIZE)
+            except BlockingIOError:
+                await anyio.wait_readable(self._socket)
+                continue
+            except OSError as error:
+                raise self._gone() from error
+            if not data:
+                raise self._gone()
+            return data
 
     def _gone(self) -> DaemonGone:
         return DaemonGone(f"the daemon behind {self._path} has gone; start it again to go on")
 
     async def aclose(self) -> None:
-        """Close the connection."""
-        await anyio.aclose_forcefully(self._stream)
+        """Close the connection; whoever still waits for it gets an error."""
+        anyio.notify_closing(self._socket)
+        self._socket.close()

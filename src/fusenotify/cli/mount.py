@@ -16,7 +16,7 @@ from fusenotify.preflight import check_socket, hold_state_dir, is_queue_director
 
 log = logging.getLogger(__name__)
 
-Serve = Callable[[Target, MountOptions, Sequence[str], Callable[[], None]], None]
+Serve = Callable[[Target, MountOptions, Sequence[str], Callable[[int], None]], None]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     hold_state_dir(target.state_dir)  # until this process and the one that serves the mount have ended
     if options.daemon:
         return _in_background(serve, target, mount_options, listen)
-    serve(target, mount_options, listen, lambda: _say_ready(target))
+    serve(target, mount_options, listen, lambda deaf: _say_ready(target, deaf))
     return 0
 
 
@@ -61,10 +61,11 @@ def _absolute(url: str) -> str:
     return f"{scheme}{colon}{os.path.abspath(path)}" if scheme == "unix" and path else url
 
 
-def _say_ready(target: Target) -> None:
+def _say_ready(target: Target, deaf: int) -> None:
     print(f"fusenotify: {target.source} is mounted at {target.mountpoint}", file=sys.stderr)
     _tell_service_manager()
     _warn_of_what_is_hidden(target)
+    _warn_of_silence(deaf)
 
 
 def _tell_service_manager() -> None:
@@ -87,6 +88,15 @@ def _warn_of_what_is_hidden(target: Target) -> None:
         )
 
 
+def _warn_of_silence(deaf: int) -> None:
+    if deaf:
+        print(
+            f"fusenotify: changes behind the mount are not heard in {deaf} directories: beyond the limit of inotify "
+            "watches (`fusenotify doctor`), or on a network or FUSE filesystem, which tells of this machine's own only",
+            file=sys.stderr,
+        )
+
+
 def _in_background(serve: Serve, target: Target, options: MountOptions, listen: Sequence[str]) -> int:
     """Fork, and return when the child says that everything is in force, or with what went wrong instead."""
     outcome, report = os.pipe()
@@ -96,7 +106,8 @@ def _in_background(serve: Serve, target: Target, options: MountOptions, listen: 
     os.close(report)
     with open(outcome, "rb") as pipe:
         message = pipe.read()
-    if message == b"ready":
+    if message.startswith(b"ready "):
+        _warn_of_silence(int(message.split()[1]))
         return 0
     code, _, text = message.decode(errors="replace").partition(" ")
     print(f"fusenotify: {text or 'the daemon died before it was ready'}", file=sys.stderr)
@@ -113,7 +124,7 @@ def _be_daemon(serve: Serve, target: Target, options: MountOptions, listen: Sequ
         os.dup2(source, fd)
     code = 0
     try:
-        serve(target, options, listen, lambda: _report_ready(report, target))
+        serve(target, options, listen, lambda deaf: _report_ready(report, target, deaf))
     except FusenotifyError as error:
         code = error.exit_code
         _report(report, f"{code} {error}".encode())
@@ -124,9 +135,9 @@ def _be_daemon(serve: Serve, target: Target, options: MountOptions, listen: Sequ
     os._exit(code)
 
 
-def _report_ready(pipe: int, target: Target) -> None:
+def _report_ready(pipe: int, target: Target, deaf: int) -> None:
     _warn_of_what_is_hidden(target)
-    _report(pipe, b"ready")
+    _report(pipe, b"ready %d" % deaf)
 
 
 def _report(pipe: int, message: bytes) -> None:

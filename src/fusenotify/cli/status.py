@@ -4,30 +4,28 @@ import argparse
 import json
 import os
 import sys
-import threading
 from typing import Any
 
-import anyio
 import msgspec
 
-from fusenotify import client
-from fusenotify.errors import DaemonGone, FusenotifyError
+from fusenotify.cli.asking import ask_status
+from fusenotify.errors import FusenotifyError
 from fusenotify.mountinfo import find_mounts
 from fusenotify.status import Status
 
-_PATIENCE = 5.0  # seconds for each of several daemons
+_PATIENCE = 5.0  # seconds for each daemon
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the state of one daemon, or of all whose mounts are seen here."""
     tell = _json_of if options.json else _describe
     if options.target is not None:
-        print(tell(anyio.run(client.status, options.target)))
+        print(tell(ask_status(options.target, _PATIENCE)))
         return 0
     code = 0
     for mount in find_mounts():
         try:
-            state = _ask(mount.mountpoint)
+            state = ask_status(mount.mountpoint, _PATIENCE)
         except FusenotifyError as error:
             if mount not in find_mounts():
                 continue  # it has gone since
@@ -36,26 +34,6 @@ def run(options: argparse.Namespace) -> int:
         else:
             print(tell(state))
     return code
-
-
-def _ask(mountpoint: str) -> Status:
-    """Ask one daemon of several, on a thread of its own: one that hangs must not keep the others from being told."""
-    answers: list[Status | FusenotifyError] = []
-
-    def ask() -> None:
-        try:
-            answers.append(anyio.run(client.status, mountpoint))
-        except FusenotifyError as error:
-            answers.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_PATIENCE)
-    if not answers:
-        raise DaemonGone(f"the daemon of {mountpoint} does not answer within {_PATIENCE:.0f} s")
-    if isinstance(answers[0], FusenotifyError):
-        raise answers[0]
-    return answers[0]
 
 
 def _fields(state: Status) -> dict[str, Any]:

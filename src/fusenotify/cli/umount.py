@@ -5,23 +5,25 @@ import contextlib
 import os
 import select
 import signal
+import sys
 
-import anyio
-
-from fusenotify import client
+from fusenotify.cli.asking import ask_status
 from fusenotify.errors import EnvironmentProblem, FusenotifyError
-from fusenotify.mountinfo import mount_of
+from fusenotify.mountinfo import mount_of, mounted_anywhere
 from fusenotify.mounting import DEVICE, unmount
 
 _PATIENCE = 10.0  # seconds
+_HURRY = 2.0  # seconds that a daemon gets whose mount is to be taken away in any case
 
 
 def run(options: argparse.Namespace) -> int:
-    """Unmount, and wait for the end of the daemon."""
-    daemon = _open_daemon(options.mountpoint)
+    """Unmount, and wait for the end of the daemon if that was the last place where its mount is seen."""
+    daemon = _open_daemon(options.mountpoint, _HURRY if options.lazy else _PATIENCE)
     try:
-        unmount(options.mountpoint, lazy=options.lazy)
-        if daemon is not None:
+        mount = unmount(options.mountpoint, lazy=options.lazy)
+        if elsewhere := mounted_anywhere(mount.device):
+            print(f"fusenotify: its daemon goes on, for it is also mounted at {elsewhere[0]}", file=sys.stderr)
+        elif daemon is not None:
             _await_end(daemon, options.mountpoint)
     finally:
         if daemon is not None:
@@ -29,21 +31,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _open_daemon(mountpoint: str) -> int | None:
-    """Return a pidfd of the daemon; None when it is dead, or cannot be told."""
-
-    async def ask() -> int | None:
-        with anyio.move_on_after(_PATIENCE):
-            return (await client.status(mountpoint)).pid
-        return None
-
+def _open_daemon(mountpoint: str, patience: float) -> int | None:
+    """Return a pidfd of the daemon; None when it is dead, hangs, or cannot be told."""
     with contextlib.suppress(FusenotifyError, OSError):
-        pid = anyio.run(ask)
-        if pid is not None:
-            daemon = os.pidfd_open(pid)
-            if _is_daemon_of(pid, mountpoint):
-                return daemon
-            os.close(daemon)
+        pid = ask_status(mountpoint, patience).pid
+        daemon = os.pidfd_open(pid)
+        if _is_daemon_of(pid, mountpoint):
+            return daemon
+        os.close(daemon)
     return None
 
 
