@@ -31,14 +31,17 @@ _SECRET = b"outside"
 _ROUNDS = 100
 # Exchanges a directory (or file) of the tree with a symbolic link that leads out of it, without a pause.
 _ATTACKER = """
-import os, sys
+import os, sys, time
 from fusenotify import _linux
 fd = os.open(sys.argv[1], os.O_RDONLY)
-names = [name.encode() for name in sys.argv[2:]]
+pause = float(sys.argv[2])
+names = [name.encode() for name in sys.argv[3:]]
 print("ready", flush=True)
 while True:
     for name in names:
         _linux.renameat2(fd, name, fd, b"link-" + name, _linux.RENAME_EXCHANGE)
+        if pause:
+            time.sleep(pause)
 """
 
 
@@ -191,10 +194,10 @@ def outside(directory: Path) -> Path:
 
 
 @contextlib.contextmanager
-def attack(place: Path, *names: str) -> Iterator[None]:
-    """Have another process swap these names and `link-NAME` in a directory."""
+def attack(place: Path, *names: str, pause: float = 0) -> Iterator[None]:
+    """Have another process swap these names and `link-NAME` in a directory, with so many seconds in between."""
     with subprocess.Popen(
-        [sys.executable, "-c", _ATTACKER, str(place), *names], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _ATTACKER, str(place), str(pause), *names], stdout=subprocess.PIPE, text=True
     ) as attacker:
         assert attacker.stdout is not None
         try:
@@ -247,7 +250,8 @@ def test_the_event_path_does_not_follow_either(mount: Mount, outside: Path, open
     (mount.source / "attacked" / "below").mkdir()
     (outside / "below").mkdir()
     queue = opened(mount.mountpoint).mark()
-    with attack(mount.source, "attacked"):
+    # Slower than events are told: marks wait for those that are behind.
+    with attack(mount.source, "attacked", pause=0.001):
         for number in range(50):
             (outside / f"private-{number}").mkdir()
             (outside / "below" / f"private-{number}").touch()

@@ -59,7 +59,7 @@ make = Files._make
 
 def overtaken(self, parent, name, *args):
     if name.startswith(b"as-"):
-        fd = self._tree.directory_fd(parent)
+        fd = self._nodes.directory_fd(parent)
         os.rename(b"prepared-" + name, name, src_dir_fd=fd, dst_dir_fd=fd)
     return make(self, parent, name, *args)
 

@@ -617,7 +617,7 @@ def test_with_watch_other_subtrees_too(others: Mount) -> None:
     assert asked(others, "closed", "subtree") == ["Welcome", "not-permitted"]
 
 
-# While the rights are checked, somebody who may rename in `shared` has swapped what is at the path for something else.
+# When the rights have been checked, somebody who may rename in `shared` swaps what is at the path for something else.
 _SWAPPED = """
 import os
 from fusenotify import _linux, locator
@@ -626,11 +626,12 @@ swaps = int(os.environ["SWAPS"])
 
 def overtaken(backing, path, *who):
     global swaps
+    readable = check_readable(backing, path, *who)
     if path == b"shared/one" and swaps:
         swaps -= 1
         fd = backing.root_fd
         _linux.renameat2(fd, b"shared/one", fd, b"shared/two", _linux.RENAME_EXCHANGE)
-    return check_readable(backing, path, *who)
+    return readable
 
 locator.check_readable = overtaken
 """
@@ -639,7 +640,7 @@ locator.check_readable = overtaken
 @pytest.mark.parametrize(
     ("mode", "swaps", "answer"),
     [
-        (0o700, 1, "Done"),  # on the other one, which has come to the path
+        (0o700, 1, "not-permitted"),  # though the other one, which comes to the path, could be read
         (0o700, 1_000_000, "not-permitted"),
         (0o755, 3, "Done"),
         (0o755, 1_000_000, "not-permitted"),  # which of the two is meant cannot be said

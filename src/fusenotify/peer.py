@@ -11,7 +11,8 @@ import trio
 from fusenotify import protocol
 from fusenotify.callers import Credentials
 from fusenotify.errors import FusenotifyError, LimitReached, NotPermitted, ProtocolError, UsageError
-from fusenotify.groups import MOST_UIDS, Group, Groups, Mark
+from fusenotify.groups import MOST_UIDS, Group, Groups
+from fusenotify.identity import InodeKey
 from fusenotify.locator import Locator
 from fusenotify.protocol import (
     AddMark,
@@ -188,9 +189,10 @@ class Peer:
         self._services.groups.check_reach(self._credentials.uid, request.scope)
         self._services.groups.check_room(self._credentials.uid)
         for _ in range(_MARK_ATTEMPTS):
+            readable = await self._readable(request)
             await self._services.caught_up()
             mark = self._services.groups.make_mark(group, request)
-            if await self._may_read(mark, request) and not mark.directory.gone:
+            if mark.directory.key == readable:
                 group.add(mark)
                 return Done(request.request, self._services.position())
         raise NotPermitted(
@@ -198,22 +200,22 @@ class Peer:
             "directory was there; try again when nobody renames directories on the way to it"
         )
 
-    async def _may_read(self, mark: Mark, request: AddMark) -> bool:
-        """Whether the user may read the marked directory; no if its path leads elsewhere by now, as far as is heard.
+    async def _readable(self, request: AddMark) -> InodeKey | None:
+        """Return which directory it is that the user may read at the path of a request; None if there is none.
 
-        Rights are checked by path, and somebody may swap a directory that is readable for the one that is marked.
+        Rights are checked by path, and somebody may swap a directory that is readable for the one that is marked: the
+        two have to be the same.
 
         Raises:
             NotPermitted: what is at the path is not for this user.
         """
-        who = self._credentials
+        path = self._base.path if request.path in (b"", b".") else self._base.prefix + request.path
         try:
-            key = await self._services.locator.check_readable(mark.directory.path, who)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise NotPermitted(f"user {who.uid} cannot read {request.path!r}: {error.strerror}") from error
-        return key == mark.directory.key
+            return await self._services.locator.check_readable(path, self._credentials)
+        except PermissionError as error:
+            raise NotPermitted(f"user {self.uid} cannot read {request.path!r}: {error.strerror}") from error
+        except OSError:
+            return None
 
     def _answer(self, message: protocol.Reply) -> None:
         self._answers.append(protocol.encode(message))
