@@ -209,7 +209,8 @@ class Peer:
         Raises:
             NotPermitted: what is at the path is not for this user.
         """
-        path = self._base.path if request.path in (b"", b".") else self._base.prefix + request.path
+        names = [name for name in request.path.split(b"/") if name not in (b"", b".")]
+        path = self._base.prefix + b"/".join(names) if names else self._base.path
         try:
             return await self._services.locator.check_readable(path, self._credentials)
         except PermissionError as error:
