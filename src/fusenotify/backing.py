@@ -9,8 +9,8 @@ import errno
 import os
 import resource
 import stat
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeVar
 
 from fusenotify import _linux
 from fusenotify._linux import proc_path
@@ -26,6 +26,8 @@ from fusenotify.references import (
     Submount,
     WalkedReference,
 )
+
+T = TypeVar("T")
 
 _BENEATH: Final = _linux.RESOLVE_BENEATH | _linux.RESOLVE_NO_SYMLINKS | _linux.RESOLVE_NO_MAGICLINKS
 # What name_to_handle_at(2) answers where a filesystem has no handles, and open_by_handle_at(2) without the capability.
@@ -344,14 +346,7 @@ class Backing:
 
     def stat_beneath(self, path: bytes) -> os.stat_result | None:
         """Return the attributes of what is at a path below the root, None where nothing can be seen."""
-        try:
-            fd = self.open_beneath(path, os.O_PATH | os.O_NOFOLLOW)
-            try:
-                return os.fstat(fd)
-            finally:
-                os.close(fd)
-        except OSError:
-            return None
+        return self._seen_beneath(path, os.fstat)
 
     def list_beneath(self, path: bytes) -> tuple[InodeKey, list[tuple[bytes, bool]]]:
         """Return what a directory below the root is, and (name, is it a directory) of what is in it.
@@ -369,10 +364,13 @@ class Backing:
 
     def times_beneath(self, path: bytes) -> _linux.Times | None:
         """Return when what is at a path below the root was born and last changed, None where there is nothing."""
+        return self._seen_beneath(path, _linux.statx_times)
+
+    def _seen_beneath(self, path: bytes, look: Callable[[int], T]) -> T | None:
         try:
             fd = self.open_beneath(path, os.O_PATH | os.O_NOFOLLOW)
             try:
-                return _linux.statx_times(fd)
+                return look(fd)
             finally:
                 os.close(fd)
         except OSError:

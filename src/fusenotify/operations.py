@@ -56,7 +56,7 @@ def answering(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corou
 class Operations(pyfuse3.Operations):
     """The handlers. Each of them is a call of synchronous code, but for the few that park (docs/architecture.md).
 
-    What changes the tree goes through `_change`.
+    What changes the tree goes through `_change` and `_change_open`.
     """
 
     supports_dot_lookup = True
@@ -84,9 +84,16 @@ class Operations(pyfuse3.Operations):
     async def _change(self, nodeid: int, function: Callable[..., T], *args: object) -> T:
         """Make a change of a node, or of what is in it, by a function whose first argument that node is."""
         await self._reach(nodeid, *(arg for arg in args if isinstance(arg, bytes)))
-        in_memory = self._filesystems.is_in_memory(self._nodes.table.get(nodeid).key.device)
-        make = self._changes.here if in_memory else self._changes.run
-        return await make(self._loop.hand_over, function, nodeid, *args)
+        return await self._make(self._nodes.table.get(nodeid).key.device, function, nodeid, *args)
+
+    async def _change_open(self, fh: int, function: Callable[..., T], *args: object) -> T:
+        """Make a change of an open file, by a function whose first argument that is."""
+        await self._reach_open(fh)
+        return await self._make(self._files.device_of(fh), function, fh, *args)
+
+    async def _make(self, device: int, function: Callable[..., T], *args: object) -> T:
+        make = self._changes.here if self._filesystems.is_in_memory(device) else self._changes.run
+        return await make(self._loop.hand_over, function, *args)
 
     async def _reach(self, nodeid: int, *names: bytes) -> None:
         """Return when the filesystems of a node, and of what has these names in it, answer."""
@@ -287,10 +294,7 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         if fh >= FIRST_VIRTUAL:
             return self._queues.write(fh, buf)
-        await self._reach_open(fh)
-        in_memory = self._filesystems.is_in_memory(self._files.device_of(fh))
-        write = self._changes.here if in_memory else self._changes.run
-        return await write(self._loop.hand_over, self._files.write, fh, off, buf)
+        return await self._change_open(fh, self._files.write, off, buf)
 
     @answering
     async def poll(self, inode: InodeT, fh: FileHandleT, poll_handle: pyfuse3.PollHandle | None, ctx: Context) -> int:
@@ -316,10 +320,7 @@ class Operations(pyfuse3.Operations):
         if fh >= FIRST_VIRTUAL:
             self._queues.release(fh)
         elif self._files.is_writable(fh):
-            await self._reach_open(fh)
-            in_memory = self._filesystems.is_in_memory(self._files.device_of(fh))
-            release = self._changes.here if in_memory else self._changes.run
-            await release(self._loop.hand_over, self._files.release, fh)
+            await self._change_open(fh, self._files.release)
         else:
             await self._reach_open(fh)
             self._files.release(fh)
