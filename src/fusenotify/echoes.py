@@ -29,6 +29,11 @@ class Name:
     wd: int | None
     name: bytes
 
+    @property
+    def heard(self) -> tuple[int | None, bytes]:
+        """What a `Move` says of this end: an unwatched directory is not heard."""
+        return (self.wd, self.name) if self.wd is not None else (None, b"")
+
 
 @dataclass(slots=True)
 class Expectation:
@@ -69,10 +74,9 @@ class Expectation:
         """Whether this is the rename that `move` tells of, in either direction of an exchange."""
         if self.to is None:
             return False
-        there = (move.old_wd, move.old_name, move.new_wd, move.new_name)
-        forth = (self.at.wd, self.at.name, self.to.wd, self.to.name)
-        back = (self.to.wd, self.to.name, self.at.wd, self.at.name)
-        return there == forth or (self.exchange and there == back)
+        old, new = (move.old_wd, move.old_name), (move.new_wd, move.new_name)
+        at, to = self.at.heard, self.to.heard
+        return (old, new) == (at, to) or (self.exchange and (old, new) == (to, at))
 
 
 @dataclass(slots=True)

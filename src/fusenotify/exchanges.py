@@ -44,7 +44,7 @@ class Exchanges:
         seconds: set[int | None] = set()
         for index in range(len(items)):
             move = items[index]
-            if not isinstance(move, Move) or index in seconds or self._echoes.at(move.position) is not None:
+            if not isinstance(move, Move) or index in seconds or self._is_local(move):
                 continue
             partner, is_open = self._look_behind(items, index)
             seconds.add(partner)
@@ -61,6 +61,11 @@ class Exchanges:
         """Whether nothing but the other half of an exchange can explain what a look shows of the first item's name."""
         move = held[0]
         return isinstance(move, Move) and self._look_behind(held, 0) == (None, True) and self._may_be_half(move)
+
+    def _is_local(self, move: Move) -> bool:
+        """Whether an operation of ours expects this rename: then what it is need not be found out."""
+        operation = self._echoes.at(move.position)
+        return operation is not None and any(one.matches_move(move) for one in operation.expectations)
 
     def _look_behind(self, items: Sequence[Item], index: int) -> tuple[int | None, bool]:
         """Return the index of the other half, and whether it may still come."""
@@ -88,7 +93,9 @@ class Exchanges:
     def _came_to_a_directory(self, move: Move) -> bool:
         """Whether something came in by the name of a directory, which most likely leaves by it now."""
         new = self._directory(move.new_wd)
-        return self._directory(move.old_wd) is None and new is not None and move.new_name in new.children
+        if self._directory(move.old_wd) is not None or new is None:
+            return False
+        return move.new_name in new.children or self._crawler.is_missed(new, move.new_name)
 
     def _may_be_told_more(self, move: Move, mirror: Move) -> bool:
         """Whether more of the stream will tell if two renames are an exchange of directories."""

@@ -10,7 +10,7 @@ from typing import Final
 from fusenotify import events, joiner
 from fusenotify.backing import Backing
 from fusenotify.crawler import Arrival, Crawler
-from fusenotify.echoes import Echoes, Expectation, LocalOperation
+from fusenotify.echoes import Echoes, Expectation, LocalOperation, Name
 from fusenotify.events import EXCHANGE, IS_DIR, LOCAL, OTHER_IS_DIR, RECOVERED, EventRecord, Reason
 from fusenotify.exchanges import Exchanges, is_watched
 from fusenotify.identity import InodeKey
@@ -221,8 +221,10 @@ class Translator:
 
     def _on_rename(self, move: Move, partner: Item | None) -> Generator[list[EventRecord], None, bool]:
         """Tell of a rename and of its partner in an exchange, if it is one; return whether it is."""
-        if not isinstance(partner, Move) or partner.is_mirror_of(move):
-            return (yield from self._on_move(move, partner if isinstance(partner, Move) else None))
+        mirror = partner if isinstance(partner, Move) and partner.is_mirror_of(move) else None
+        if not isinstance(partner, Move) or (mirror is not None and not self._exchanges.is_swap(move, mirror)):
+            return (yield from self._on_move(move, mirror))
+        # What was there leaves first, or it would seem to have been replaced.
         self._note_leaving(partner)
         yield from self._on_move(partner, None)
         yield from self._on_move(move, None)
@@ -235,17 +237,30 @@ class Translator:
             if wd is not None and directory is None:
                 self._watcher.adoption_by(wd)  # this half goes untold, so what was listed before is out of date
         operation, expectation = self._claim_move(move) if self._echoes else (None, None)
-        if old is not None and new is not None:
-            if expectation is not None and expectation.exchange:
-                if expectation.heard == 1:
-                    yield from self._on_exchange(old, new, move, mirror, operation)
-                else:
-                    yield from self._arrive_missed()
-                return False
-            if mirror is not None and expectation is None and self._exchanges.is_exchange(old, new, move, mirror):
-                self._note_leaving(mirror)
-                yield from self._on_exchange(old, new, move, mirror, None)
-                return True
+        if expectation is not None and expectation.exchange:
+            if expectation.heard == 1:
+                yield from self._on_exchange(old, new, move, mirror, operation)
+            else:
+                yield from self._arrive_missed()
+            return False
+        if expectation is not None and expectation.to is not None:  # one end may be in a directory that is deaf
+            old, new = old or self._unlisted(expectation.at), new or self._unlisted(expectation.to)
+            move = move._replace(old_name=expectation.at.name, new_name=expectation.to.name)
+        if old is None or new is None or mirror is None or expectation is not None:
+            is_exchange = False
+        else:
+            is_exchange = self._exchanges.is_exchange(old, new, move, mirror)
+        if is_exchange and mirror is not None:
+            self._note_leaving(mirror)
+            yield from self._on_exchange(old, new, move, mirror, None)
+        else:
+            yield from self._tell_move(old, new, move, operation)
+        return is_exchange
+
+    def _tell_move(
+        self, old: Directory | None, new: Directory | None, move: Move, operation: LocalOperation | None
+    ) -> Iterator[list[EventRecord]]:
+        """Tell of a rename, as far as listeners know the names."""
         if old is not None and (known := self._window(old, move.position)) is not None:
             if move.old_name not in known:
                 old = None  # renamed before the listing came to it, so nobody has heard of that name
@@ -254,10 +269,9 @@ class Translator:
             if old is None and move.new_name in known:
                 if move.is_dir and move.new_name not in new.children:
                     yield from self._arrive(new, move.new_name, operation)
-                return False
+                return
             known.add(move.new_name)
         yield from self._rename(old, new, move, operation)
-        return False
 
     def _rename(
         self, old: Directory | None, new: Directory | None, move: Move, operation: LocalOperation | None
@@ -284,40 +298,59 @@ class Translator:
         else:
             if moved is not None:
                 self._crawler.leave(self.tree.detach(moved))
+            if new is not None and new_name in new.children:
+                self._crawler.leave(self.tree.detach(new.children[new_name]))  # it was renamed over
             if new is not None and move.is_dir:
                 yield from self._arrive(new, new_name, operation)
-            elif new is not None and new_name in new.children:
-                self._crawler.leave(self.tree.detach(new.children[new_name]))
         if move.is_dir:
             yield from self._arrive_missed()
 
     # --- exchanges -------------------------------------------------------------------------------------------------
 
     def _on_exchange(
-        self, old: Directory, new: Directory, move: Move, mirror: Move | None, operation: LocalOperation | None
+        self,
+        old: Directory | None,
+        new: Directory | None,
+        move: Move,
+        mirror: Move | None,
+        operation: LocalOperation | None,
     ) -> Iterator[list[EventRecord]]:
-        """Tell of an exchange, as far as listeners know the names."""
-        known_as_old = self._knows(old, move.old_name, move.position)
-        known_as_new = self._knows(new, move.new_name, move.position)
-        other_is_dir = mirror.is_dir if mirror is not None else self._is_directory(new, move.new_name)
+        """Tell of an exchange, as far as listeners know the names.
+
+        One side may be outside the tree or not yet in it, or may have gone on when its directory was listed: then the
+        other is left by one thing and another comes to it.
+        """
+        at_old = old if old is not None and self._knows(old, move.old_name, move.position) else None
+        at_new = new if new is not None and self._knows(new, move.new_name, move.position) else None
+        if mirror is not None:
+            other_is_dir = mirror.is_dir
+        else:
+            other_is_dir = self._is_directory(new, move.new_name) if new is not None else move.is_dir
+        if at_old is not None and at_new is not None:
+            yield from self._on_whole_exchange(at_old, at_new, move, operation, other_is_dir=other_is_dir)
+        elif at_new is not None:
+            out = Move(move.position, move.end, other_is_dir, move.new_wd, move.new_name, None, b"")
+            yield from self._rename(at_new, None, out, operation)
+            yield from self._rename(None, at_new, move, operation)
+        elif at_old is not None:
+            back = Move(move.position, move.end, other_is_dir, None, b"", move.old_wd, move.old_name)
+            yield from self._rename(at_old, None, move, operation)
+            yield from self._rename(None, at_old, back, operation)
+        yield from self._arrive_missed()
+
+    def _on_whole_exchange(
+        self, old: Directory, new: Directory, move: Move, operation: LocalOperation | None, *, other_is_dir: bool
+    ) -> Iterator[list[EventRecord]]:
         is_certain = operation is not None or any(
             map(is_watched, (old.children.get(move.old_name), new.children.get(move.new_name)))
         )
-        if known_as_old and known_as_new:
-            yield from self._exchange(old, new, move, operation, other_is_dir=other_is_dir)
-            if old.announced is not None or new.announced is not None or (move.is_dir and not is_certain):
-                # The listing may have told of what came to the names later, and so of the wrong types.
-                yield from self._introduce(new, move.new_name, move.is_dir)
-                yield from self._introduce(old, move.old_name, other_is_dir)
-            elif operation is None and not move.is_dir and not other_is_dir:
-                yield from self._refresh_unless_sure(old, new, move)
-        elif known_as_new:
-            # The old name had gone on when its directory was listed: to listeners something came to the new one.
-            yield from self._rename(None, new, move, operation)
-        elif known_as_old:
-            back = Move(move.position, move.end, other_is_dir, None, b"", move.old_wd, move.old_name)
-            yield from self._rename(None, old, back, operation)
-        yield from self._arrive_missed()
+        yield from self._exchange(old, new, move, operation, other_is_dir=other_is_dir)
+        if old.announced is not None or new.announced is not None or (move.is_dir and not is_certain):
+            # The listing may have told of what came to the names later, and so of the wrong types.
+            yield from self._introduce(new, move.new_name, move.is_dir)
+            yield from self._introduce(old, move.old_name, other_is_dir)
+        elif operation is None and not move.is_dir and not other_is_dir:
+            yield from self._refresh_unless_sure(old, new, move)
 
     def _knows(self, directory: Directory, name: bytes, position: int) -> bool:
         """Whether listeners have heard of a name that the stream tells of."""
@@ -428,17 +461,16 @@ class Translator:
         """Tell of local operations that raised no event, now that the stream has passed the place where it would be."""
         for operation, expectation in self._echoes.passed(position):
             at, to = expectation.at, expectation.to
-            directory = self.tree.by_key.get(at.directory)
+            directory = self._unlisted(at)
             if to is not None:
-                new = self.tree.by_key.get(to.directory)
+                new = self._unlisted(to)
                 move = Move(operation.end, operation.end, expectation.is_dir, None, at.name, None, to.name)
-                if expectation.exchange and directory is not None and new is not None:
-                    other_is_dir = self._is_directory(new, to.name)
-                    yield from self._exchange(directory, new, move, operation, other_is_dir=other_is_dir)
+                if expectation.exchange:
+                    yield from self._on_exchange(directory, new, move, None, operation)
                 else:
                     yield from self._rename(directory, new, move, operation)
             elif directory is None:
-                continue  # not yet in the tree: when it comes in, its listing tells
+                continue
             elif expectation.kind == events.CREATE:
                 yield from self._on_create(directory, at.name, expectation.is_dir, operation)
             elif at.name in directory.children and not expectation.is_dir:
@@ -448,6 +480,14 @@ class Translator:
             else:
                 flags = IS_DIR if expectation.is_dir else 0
                 self._tell(expectation.kind, directory.prefix + at.name or ROOT_PATH, operation, flags)
+
+    def _unlisted(self, name: Name) -> Directory | None:
+        """Return the directory of a name in which an operation was made, None where its listing tells of that.
+
+        What was not watched then and is now, or will be when it comes into the tree, is listed with the outcome.
+        """
+        directory = self.tree.by_key.get(name.directory)
+        return directory if directory is None or name.wd is not None or directory.wd is None else None
 
     def _tell(
         self,
