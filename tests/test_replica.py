@@ -620,6 +620,14 @@ def an_exchange_in_a_directory_that_moves_on(source: Path, outside: Path, mount:
     (mount / "old").rename(mount / "moved")
 
 
+def an_exchange_with_a_file_in_a_directory_that_moves_on(source: Path, outside: Path, mount: Path) -> Iterator[None]:
+    (source / "old" / "new" / "below").mkdir(parents=True)
+    (source / "old" / "new" / "below" / "file").write_text("below")
+    yield
+    exchange(mount / "old" / "new" / "below", mount / "older" / "file")
+    (mount / "old").rename(mount / "moved")
+
+
 def a_new_name_in_a_directory_that_came_in(source: Path, outside: Path, mount: Path) -> Iterator[None]:
     (outside / "coming" / "directory" / "below").mkdir(parents=True)
     (outside / "coming").rename(source / "came")
@@ -640,6 +648,7 @@ def a_rename_in_a_directory_that_came_in(source: Path, outside: Path, mount: Pat
     "change",
     [
         an_exchange_in_a_directory_that_moves_on,
+        an_exchange_with_a_file_in_a_directory_that_moves_on,
         a_new_name_in_a_directory_that_came_in,
         a_rename_in_a_directory_that_came_in,
     ],

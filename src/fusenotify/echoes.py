@@ -46,6 +46,7 @@ class Expectation:
         is_dir: whether the object is a directory.
         inode: the object, where only the object is certain and the name is a memory (changes of open files).
         exchange: whether a rename swaps the two.
+        other_is_dir: whether the other object of an exchange is a directory.
         optional: whether the event may fail to come without the operation having to tell of it.
         silent: whether it comes of the way the daemon does things and not of what the caller did, so nobody is told.
         most: how many events the operation can raise for this; identical ones may merge into fewer.
@@ -59,6 +60,7 @@ class Expectation:
     is_dir: bool = False
     inode: InodeKey | None = None
     exchange: bool = False
+    other_is_dir: bool = False
     optional: bool = False
     silent: bool = False
     most: int = 1
@@ -69,6 +71,10 @@ class Expectation:
     def complete(self) -> bool:
         """Whether every event that the operation can raise for this has been matched."""
         return self.heard >= self.most
+
+    def other_than(self, move: Move) -> bool:
+        """Whether what goes the other way is a directory, of this exchange's half that `move` tells of."""
+        return self.other_is_dir if move.is_dir == self.is_dir else self.is_dir
 
     def matches_move(self, move: Move) -> bool:
         """Whether this is the rename that `move` tells of, in either direction of an exchange."""

@@ -157,10 +157,12 @@ class Passthrough:
         """Rename, with the flags of renameat2(2) that the backing filesystem knows."""
         parent, new_parent = self._nodes.table.get(parent_nodeid), self._nodes.table.get(new_parent_nodeid)
         fd, new_fd = self._nodes.directory_fd(parent), self._nodes.directory_fd(new_parent)
-        is_dir = stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
-        exchange = bool(flags & _linux.RENAME_EXCHANGE)
         at, to = self._recorder.name(parent, name), self._recorder.name(new_parent, new_name)
-        expectation = Expectation(events.RENAME, at, to, is_dir, exchange=exchange, most=2 if exchange else 1)
+        expectation = Expectation(events.RENAME, at, to, _is_directory(fd, name))
+        exchange = bool(flags & _linux.RENAME_EXCHANGE)
+        if exchange:
+            expectation.exchange, expectation.most = True, 2
+            expectation.other_is_dir = _is_directory(new_fd, new_name)
         replaced = contextlib.nullcontext() if exchange else self._outliving(new_fd, new_name)
         with (
             replaced,
@@ -245,3 +247,7 @@ class Passthrough:
         with self._nodes.descriptor(self._nodes.table.get(nodeid)) as fd:
             names = [os.fsencode(name) for name in os.listxattr(proc_path(fd))]
         return [name for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")]
+
+
+def _is_directory(parent_fd: int, name: bytes) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode)

@@ -226,7 +226,7 @@ class Translator:
             return (yield from self._on_move(move, mirror))
         # What was there leaves first, or it would seem to have been replaced.
         self._note_leaving(partner)
-        yield from self._on_move(partner, None)
+        yield from self._on_move(partner, move)
         yield from self._on_move(move, None)
         return True
 
@@ -239,7 +239,8 @@ class Translator:
         operation, expectation = self._claim_move(move) if self._echoes else (None, None)
         if expectation is not None and expectation.exchange:
             if expectation.heard == 1:
-                yield from self._on_exchange(old, new, move, mirror, operation)
+                other_is_dir = mirror.is_dir if mirror is not None else expectation.other_than(move)
+                yield from self._on_exchange(old, new, move, operation, other_is_dir=other_is_dir)
             else:
                 yield from self._arrive_missed()
             return False
@@ -252,7 +253,7 @@ class Translator:
             is_exchange = self._exchanges.is_exchange(old, new, move, mirror)
         if is_exchange and mirror is not None:
             self._note_leaving(mirror)
-            yield from self._on_exchange(old, new, move, mirror, None)
+            yield from self._on_exchange(old, new, move, None, other_is_dir=mirror.is_dir)
         else:
             yield from self._tell_move(old, new, move, operation)
         return is_exchange
@@ -312,8 +313,9 @@ class Translator:
         old: Directory | None,
         new: Directory | None,
         move: Move,
-        mirror: Move | None,
         operation: LocalOperation | None,
+        *,
+        other_is_dir: bool,
     ) -> Iterator[list[EventRecord]]:
         """Tell of an exchange, as far as listeners know the names.
 
@@ -322,10 +324,6 @@ class Translator:
         """
         at_old = old if old is not None and self._knows(old, move.old_name, move.position) else None
         at_new = new if new is not None and self._knows(new, move.new_name, move.position) else None
-        if mirror is not None:
-            other_is_dir = mirror.is_dir
-        else:
-            other_is_dir = self._is_directory(new, move.new_name) if new is not None else move.is_dir
         if at_old is not None and at_new is not None:
             yield from self._on_whole_exchange(at_old, at_new, move, operation, other_is_dir=other_is_dir)
         elif at_new is not None:
@@ -426,9 +424,6 @@ class Translator:
     def _directory(self, wd: int | None) -> Directory | None:
         return self.tree.by_wd.get(wd) if wd is not None else None
 
-    def _is_directory(self, parent: Directory, name: bytes) -> bool:
-        return name in parent.children or self._crawler.is_missed(parent, name)
-
     def _claim(self, position: int, kind: int, directory: Directory, name: bytes) -> LocalOperation | None:
         """Return the local operation that an event is the echo of, None for a remote change."""
         operation = self._echoes.at(position)
@@ -466,7 +461,8 @@ class Translator:
                 new = self._unlisted(to)
                 move = Move(operation.end, operation.end, expectation.is_dir, None, at.name, None, to.name)
                 if expectation.exchange:
-                    yield from self._on_exchange(directory, new, move, None, operation)
+                    other_is_dir = expectation.other_is_dir
+                    yield from self._on_exchange(directory, new, move, operation, other_is_dir=other_is_dir)
                 else:
                     yield from self._rename(directory, new, move, operation)
             elif directory is None:
