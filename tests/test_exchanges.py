@@ -92,3 +92,11 @@ def test_what_comes_from_an_unwatched_directory_waits_for_a_watched_one_too(tool
     came = Move(0, 32, True, OUTSIDE, b"old", 1, b"other")
     assert tool.waits(came)
     assert not tool.waits(came._replace(new_name=b"another"))
+
+
+def test_a_directory_that_leaves_behind_what_came_to_its_name_may_have_been_exchanged(tool: Tool) -> None:
+    came = Move(0, 32, True, None, b"", 1, b"other")
+    left = Move(32, 64, True, 1, b"other", None, b"")
+    assert tool.exchanges.undecided([came, left], more_follows=False) == 2  # it has not said yet that it moved
+    tool.tree.set_wd(tool.other, None)
+    assert tool.exchanges.undecided([came, left], more_follows=False) == 0  # it will not

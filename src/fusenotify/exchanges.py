@@ -53,6 +53,7 @@ class Exchanges:
                 waits = self._look_behind(items, partner)[1] and self._may_be_told_more(move, other)
             else:
                 waits = is_open and (more_follows or self._may_be_half(move) or self._came_to_a_directory(move))
+                waits = waits or self._may_be_swap(items, index)
             if waits:
                 return len(items) - index
         return 0
@@ -97,6 +98,20 @@ class Exchanges:
             return False
         return move.new_name in new.children or self._crawler.is_missed(new, move.new_name)
 
+    def _may_be_swap(self, items: Sequence[Item], index: int) -> bool:
+        """Whether the last thing read is a watched directory's leaving behind a move to its name, and no more.
+
+        If it left by that very exchange it says next that it has moved.
+        """
+        came_in, left = items[index], items[-1]
+        return (
+            index + 2 == len(items)
+            and isinstance(came_in, Move)
+            and isinstance(left, Move)
+            and self._takes_turns(came_in, left)
+            and is_watched(self._tree.by_wd[left.old_wd or 0].children.get(left.old_name))
+        )
+
     def _may_be_told_more(self, move: Move, mirror: Move) -> bool:
         """Whether more of the stream will tell if two renames are an exchange of directories."""
         old, new = self._directory(move.old_wd), self._directory(move.new_wd)
@@ -129,12 +144,15 @@ class Exchanges:
         They changed places, by an exchange with something outside; the stream tells of that in this order.
         """
         directory = self._directory(came_in.new_wd)
+        return directory is not None and self._takes_turns(came_in, left) and self._came_back(directory, came_in, left)
+
+    def _takes_turns(self, came_in: Move, left: Move) -> bool:
+        """Whether something came into the tree by a name and something left it by the same name."""
         return (
-            directory is not None
-            and (came_in.new_wd, came_in.new_name) == (left.old_wd, left.old_name)
+            (came_in.new_wd, came_in.new_name) == (left.old_wd, left.old_name)
+            and self._directory(came_in.new_wd) is not None
             and self._directory(came_in.old_wd) is None
             and self._directory(left.new_wd) is None
-            and self._came_back(directory, came_in, left)
         )
 
     def are_surely_exchanged(self, one: bytes, other: bytes) -> bool:
