@@ -31,6 +31,12 @@ def state_of(target: str | Path) -> str:
     return found
 
 
+def next_event(watch: Watch) -> dict[str, Any]:
+    event = watch.next()
+    assert event is not None
+    return event
+
+
 def error_of(function: Callable[[], object]) -> str:
     with pytest.raises(OSError) as caught:  # noqa: PT011 - whichever it is, the caller compares it
         function()
@@ -197,6 +203,22 @@ def test_a_tree_is_not_mounted_inside_itself_by_way_of_another_mount(mount: Moun
     done = run("mount", mount.mountpoint, mount.source / "place", "--state-dir", directory / "other-state")
     assert done.returncode == 4
     assert f"lies inside {mount.source}, which SOURCE {mount.mountpoint} shows" in done.stderr
+
+
+def test_what_is_mounted_in_the_tree_later_is_heard(mount: Mount, stack: ExitStack, watching: Start) -> None:
+    place = mount.source / "place"
+    place.mkdir()
+    watch = watching(mount.mountpoint)
+    _linux.mount(b"fusenotify-test", os.fsencode(place), b"tmpfs", 0, b"")
+    detached(stack, place)
+    assert next_event(watch)["kind"] == "overflow"  # nothing tells what is in there
+    (place / "file").touch()
+    watch.until("place/file")
+    _linux.umount2(os.fsencode(place), 0)  # not busy: nothing of it is kept
+    while next_event(watch)["kind"] != "overflow":
+        pass
+    (place / "other").touch()
+    watch.until("place/other")
 
 
 # --- kinds of backing -----------------------------------------------------------------------------------------------

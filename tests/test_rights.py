@@ -13,7 +13,7 @@ import pytest
 
 from fusenotify import _linux
 from tests.filesystems import filesystem
-from tests.harness import Mount, mounted, patched
+from tests.harness import Mount, Watch, mounted, patched
 from tests.ordinary import NOBODY
 from tests.users import User, Users, users
 
@@ -244,3 +244,41 @@ def test_who_has_rights_without_being_root(shared: Mount, directory: Path, numbe
             refused.append(user(use_capabilities, place / "theirs", 12345, 0 if number is None else 1 << number))
     assert refused[0] == refused[1]
     assert len(refused[0]) == {None: 9, CAP_CHOWN: 8, CAP_DAC_OVERRIDE: 2, CAP_FOWNER: 8}[number]
+
+
+FEW_DESCRIPTORS = """
+import resource
+from fusenotify import daemon
+daemon._raise_descriptor_limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (600, 600))
+"""
+
+
+def open_until_refused(place: Path) -> tuple[list[int], int]:
+    """Open a file again and again; return the descriptors, and why that came to an end."""
+    found: list[int] = []
+    try:
+        while True:
+            found.append(os.open(place / "file", os.O_RDONLY))
+    except OSError as error:
+        return found, error.errno or 0
+
+
+def close_all(descriptors: list[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)
+
+
+def test_no_user_has_all_descriptors(directory: Path, everybody: Users, watching: Callable[..., Watch]) -> None:
+    directory.chmod(0o755)
+    with patched(directory, FEW_DESCRIPTORS, ["-o", "allow_other"]) as mount:
+        (mount.source / "file").touch(mode=0o644)
+        watch = watching(mount.mountpoint)
+        opened, why = everybody.alice(open_until_refused, mount.mountpoint)
+        assert (len(opened) > 100, why) == (True, errno.ENFILE)
+        fds, _ = everybody.bob(open_until_refused, mount.mountpoint)
+        assert fds  # there is something left for others
+        (mount.mountpoint / "new").mkdir()
+        (mount.source / "new" / "file").touch()
+        watch.until("new/file")  # and for the daemon itself
+        everybody.alice(close_all, opened)
+        everybody.bob(close_all, fds)
