@@ -35,8 +35,17 @@ class Crawler:
     """Keeps watches where the tree has directories, and nowhere else."""
 
     def __init__(
-        self, backing: Backing, watcher: InotifyWatcher, stream: Stream, tree: Tree, filesystems: Filesystems
+        self,
+        backing: Backing,
+        watcher: InotifyWatcher,
+        stream: Stream,
+        tree: Tree,
+        filesystems: Filesystems,
+        *,
+        recursive: bool = True,
     ) -> None:
+        """Start with nothing watched; unless `recursive`, nothing but the root ever is."""
+        self._recursive = recursive
         self._filesystems = filesystems
         self._backing = backing
         self._watcher = watcher
@@ -50,7 +59,7 @@ class Crawler:
         `made` is the watch of a directory that an operation of ours made: it is known, whatever it is called by now.
         """
         known = self._watcher.adoption_by(made) if made is not None else None
-        stack = [(parent, name)]
+        stack = [(parent, name)] if self._recursive else []
         while stack:
             parent, name = stack.pop()
             adoption, known = known or self._adopt_as(parent, name), None
@@ -199,7 +208,8 @@ class Crawler:
                 continue  # the same directory under two names, by a bind mount: it has only one watch
             layout[directory] = parent, name, adoption.wd
             prefix = path + b"/" if parent is not None else b""
-            stack.extend((directory, entry, prefix + entry) for entry, is_dir in adoption.entries if is_dir)
+            if self._recursive:
+                stack.extend((directory, entry, prefix + entry) for entry, is_dir in adoption.entries if is_dir)
             if len(layout) % _CHUNK == 0:
                 yield
         self.leave(self._tree.rearrange(layout))
