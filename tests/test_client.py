@@ -33,7 +33,7 @@ from fusenotify import (
 )
 from fusenotify.client import open_group, watch
 from fusenotify.events import EventRecord
-from fusenotify.queue import Queue
+from fusenotify.targets import Target
 from tests.harness import FUSENOTIFY, PATIENCE, Mount, Watch, mounted, run
 
 T = TypeVar("T")
@@ -414,11 +414,11 @@ def test_the_task_that_reads_an_answer_and_the_first_event_behind_it_knows_the_m
     """Although it is another task that has asked for the mark, and that one has not had a turn yet."""
 
     async def main() -> None:
-        connection = client.Connection(Scripted(), Queue(10))
+        connection = client.Connection(Target("x", "x", b"."), Scripted(), 10, lambda _: None)
         told: list[Event] = []
 
         def make(done: protocol.Done) -> client.Mark:
-            return client.Mark("x", Scope.DIR, Kind.DEFAULT, Origin.ANY, f"c:e:{done.seq}", connection, 1)
+            return client.Mark("x", Scope.DIR, Kind.DEFAULT, Origin.ANY, f"c:e:{done.seq}", 1, "x")
 
         async def iterate() -> None:
             await connection.read()
@@ -455,7 +455,7 @@ def test_a_cancelled_request_leaves_the_group_as_it_was(mount: Mount, go: Run[No
     async def main() -> None:
         async with open_group() as group:
             await group.mark(mount.mountpoint)
-            connection = next(iter(group._connections.values()))
+            connection = next(iter(group._sources.values()))
             for _ in range(20):
                 with anyio.move_on_after(0):
                     await group.sync()
@@ -466,6 +466,7 @@ def test_a_cancelled_request_leaves_the_group_as_it_was(mount: Mount, go: Run[No
             await group.sync()
             assert brief(await until(group, "x")) == [("create", "x")]
             assert len(connection.marks) == 1
+            assert isinstance(connection, client.Connection)
             assert connection._answers == {}
             assert connection._marking == {}
 
@@ -499,14 +500,14 @@ def test_leaving_the_group_ends_those_who_iterate(mount: Mount, go: Run[None]) -
 def test_a_full_queue_has_one_overflow_in_its_place(mount: Mount, go: Run[None]) -> None:
     async def main() -> None:
         async with open_group(limit=10) as group, open_group() as witness:
-            await group.mark(mount.mountpoint)
+            mark = await group.mark(mount.mountpoint)
             await witness.mark(mount.mountpoint)
             for n in range(30):
                 (mount.source / f"{n}").mkdir()
             await witness.sync()
             told = [event async for event in first(group, 11)]
             assert [event.path for event in told] == [f"{n}" for n in range(10)] + [None]
-            assert (told[10].kind, told[10].reason, told[10].mark) == (Kind.OVERFLOW, Reason.QUEUE, None)
+            assert (told[10].kind, told[10].reason, told[10].mark) == (Kind.OVERFLOW, Reason.QUEUE, mark)
             assert told[10].cursor == told[9].cursor
             (mount.source / "after").mkdir()
             assert brief(await until(group, "after")) == [("create", "after")]

@@ -75,6 +75,7 @@ class Hearing:
         self._has_to_start_over = False
         self.wake = on_loop(self._wake)  # to be called when there may be something to tell
         watcher.on_data = self.wake
+        groups.on_debts = self._wake
 
     async def crawl(self) -> None:
         """Set every watch; from then on no change is missed."""
@@ -236,24 +237,22 @@ class Hearing:
             await self._take_turns()
 
     async def _pay_debts(self) -> None:
-        """Tell groups what is in directories that have come into their reach, directory by directory."""
+        """Tell groups what is in directories that they are owed, directory by directory, as far as they have room."""
         debts = self._groups.debts
         unpaid: list[Debt] = []
         while debts:
             debt = debts.popleft()
-            if debt.directory.gone:
-                continue
-            entries = self._crawler.entries_of(debt.directory)
-            if self._has_untold and debt.tries < _MOST_TRIES:
-                # What was just seen is the present, and what is still to be told is told as of the past.
+            entries = None if debt.directory.gone else self._crawler.entries_of(debt.directory)
+            # What was just seen is the present, and what is still to be told is told as of the past.
+            is_early = self._has_untold or entries is None
+            if is_early and not debt.directory.gone and debt.tries < _MOST_TRIES:
                 debt.tries += 1
                 unpaid.append(debt)
-            elif entries is not None:
+            elif entries is None:
+                debt.group.write_off(debt)
+            elif not debt.group.defer(debt, len(entries)):
                 debt.group.pay(debt, entries)
                 await self._take_turns()
-            elif debt.tries < _MOST_TRIES:
-                debt.tries += 1
-                unpaid.append(debt)
         debts.extend(unpaid)
 
     @property

@@ -1,6 +1,7 @@
 """One client as the daemon sees it, whatever carries its frames: requests in, answers and events out."""
 
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from fusenotify.protocol import (
     Locate,
     Location,
     Lookup,
+    Recount,
     RemoveMark,
     Report,
     Request,
@@ -164,6 +166,9 @@ class Peer:
                 return await self._mark(self._group, request)
             case RemoveMark():
                 self._group.remove(request.mark)
+            case Recount():
+                _check_path(request.path or b"")
+                self._group.recount(request.mark, request.path, self._services.position(), time.time_ns())
             case Sync():
                 await self._services.quiet()
                 await self._services.caught_up()
@@ -262,6 +267,7 @@ class Peer:
             frame = protocol.encode_events(mark, batch)
             if len(frame) <= room:
                 queue.pop()
+                self._group.note_room()
                 return frame
             if len(batch) == 1:
                 if required:

@@ -2,73 +2,61 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
 
 from fusenotify import protocol
+from fusenotify.client.marks import BATCH, Mark, Question, Source, only_one
 from fusenotify.errors import DaemonGone
-from fusenotify.events import OVERFLOW, Event, Kind, Origin, Scope
+from fusenotify.events import OVERFLOW, RECOVERED, Event, EventRecord
 from fusenotify.protocol import (
     AddMark,
-    AskStatus,
     Done,
     Events,
     FrameBuffer,
     Handle,
     Hello,
-    Locate,
     Location,
-    Lookup,
     Refusal,
     RemoveMark,
     Report,
-    Sync,
 )
 from fusenotify.queue import Batch, Queue
+from fusenotify.targets import Target
 from fusenotify.transports import Transport
 
-_BATCH: Final = 1024
 _LAST_WORDS: Final = 1.0  # seconds to tell a daemon that a mark is not wanted after all
 _REPLY_LIMIT: Final = 64 << 20  # bytes; the daemon decides how long its frames are
 
 
-@dataclass(frozen=True, eq=False)
-class Mark:
-    """A group's interest in a part of a tree; `event.mark` of its events.
+class Connection:
+    """One daemon: requests and answers, and the queue of events that came with them.
 
     Attributes:
-        target: what was marked, as it was given.
-        scope: how far it reaches.
-        kinds: what is asked for.
-        origin: whose changes are asked for.
-        cursor: the position from which on nothing is missed.
+        target: what the daemon was reached by.
+        epoch: the run of the daemon.
+        marks: the marks there are, by number.
+        asked: how each of them was asked for.
+        position: up to where nothing has been missed; None before the first mark.
     """
 
-    target: str
-    scope: Scope
-    kinds: Kind
-    origin: Origin
-    cursor: str
-    _connection: "Connection" = field(repr=False)
-    _number: int = field(repr=False)
-
-
-class Connection:
-    """One daemon: requests and answers, and the queue of events that came with them."""
-
-    def __init__(self, transport: Transport, queue: Queue) -> None:
-        self.queue = queue
+    def __init__(self, target: Target, transport: Transport, limit: int, on_arrival: Callable[[Source], None]) -> None:
+        """Begin a conversation; `on_arrival` is called with each piece of news that is queued."""
+        self.target = target
         self.epoch = ""
         self.marks: dict[int, Mark] = {}
+        self.asked: dict[int, AddMark] = {}
+        self.position: int | None = None
+        self.queue = Queue(limit)
+        self._on_arrival = on_arrival
         self._transport = transport
         self._frames = FrameBuffer(_REPLY_LIMIT)
         self._answers: dict[int, protocol.Reply] = {}
         self._marking: dict[int, Callable[[Done], Mark]] = {}  # request -> what makes the mark that it asks for
         self._abandoned: set[int] = set()  # requests whose answers nobody waits for any more
         self._sending = anyio.Lock()
-        self._reading = anyio.Lock()
+        self._reading = anyio.Lock(fast_acquire=True)  # what is there already is read without giving way to others
         self._requests = 0
         self._received = 0
 
@@ -77,7 +65,7 @@ class Connection:
         await self._send(Hello(protocol.VERSION, limit))
         await self._await_answer(0)
 
-    async def request(self, message: AddMark | RemoveMark | Sync | AskStatus | Lookup | Locate) -> protocol.Reply:
+    async def request(self, message: Question) -> protocol.Reply:
         """Send a request and return the answer; the request gets its number here."""
         self._requests += 1
         number = message.request = self._requests
@@ -102,7 +90,14 @@ class Connection:
             raise
         finally:
             self._marking.pop(message.request, None)
+        self.asked[message.mark] = message
         return self.marks[message.mark]
+
+    async def unmark(self, mark: Mark) -> None:
+        """Remove a mark; what waits for it is dropped."""
+        self.marks.pop(mark.number, None)
+        self.asked.pop(mark.number, None)
+        await self.request(RemoveMark(0, mark.number))
 
     async def _give_up(self, mark: int) -> None:
         """Remove a mark that nobody has come to know, without waiting for the answer."""
@@ -144,10 +139,7 @@ class Connection:
     def _take(self, message: protocol.Reply) -> None:
         match message:
             case Events(mark, records):
-                if records and records[0].kind == OVERFLOW:
-                    self.queue.push_overflow(records[0].seq, records[0].time_ns, records[0].reason)
-                elif records:
-                    self.queue.push(mark, Batch(records))
+                self._take_events(mark, records)
             case protocol.Welcome(_, epoch):
                 self.epoch = epoch
                 self._answers[0] = message
@@ -157,18 +149,43 @@ class Connection:
                     return
                 if isinstance(message, Done) and request in self._marking:
                     made = self._marking[request](message)
-                    self.marks[made._number] = made
+                    self.marks[made.number] = made
+                    self.position = message.seq if self.position is None else self.position
                 self._answers[request] = message
 
+    def _take_events(self, mark: int, records: list[EventRecord]) -> None:
+        if not records:
+            return
+        last = records[-1]
+        # Those that were found by looking may share their position with others, which may not have come yet.
+        self.position = last.seq - bool(last.flags & RECOVERED)
+        if records[0].kind == OVERFLOW:
+            self.lose(records[0].seq, records[0].time_ns, records[0].reason)
+            return
+        self.queue.push(mark, Batch(records))
+        self._on_arrival(self)
+
+    def lose(self, seq: int, time_ns: int, reason: str) -> None:
+        """Queue an overflow event."""
+        self.queue.push_overflow(seq, time_ns, reason)
+        self._on_arrival(self)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether events wait that have been received."""
+        return len(self.queue) > 0
+
     def pop(self) -> list[Event]:
-        """Return the oldest events that have been received, none if there are none."""
-        while (waiting := self.queue.peek(_BATCH)) is not None:
-            number, batch = waiting
-            self.queue.pop()
-            mark = self.marks.get(number)
-            if mark is not None or not number:  # else unmarked meanwhile
-                return [Event(record, self.epoch, mark) for record in batch.records]
-        return []
+        """Return the oldest events that have been received, none if there are none or their mark has gone."""
+        waiting = self.queue.peek(BATCH)
+        if waiting is None:
+            return []
+        self.queue.pop()
+        number, batch = waiting
+        mark = self.marks.get(number) if number else only_one(self.marks)
+        if mark is None and number:
+            return []  # unmarked meanwhile
+        return [Event(record, self.epoch, mark) for record in batch.records]
 
     async def aclose(self) -> None:
         """Hang up."""

@@ -1,21 +1,26 @@
-"""Groups of marks on one or several daemons, and the events they let through as an async iterator."""
+"""Groups of marks on daemons and on other filesystems, and the events they let through as an async iterator."""
 
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Final
 
 import anyio
+from anyio.abc import TaskGroup
 
 from fusenotify import protocol
-from fusenotify.client.connection import Connection, Mark
-from fusenotify.errors import UsageError
+from fusenotify.client.connection import Connection
+from fusenotify.client.ignoring import Ignore
+from fusenotify.client.local import LocalTree, check_mark
+from fusenotify.client.marks import Mark, Source
+from fusenotify.client.returning import Returning
+from fusenotify.errors import DaemonGone, UsageError
 from fusenotify.events import Event, Kind, Origin, Scope, format_cursor
-from fusenotify.protocol import AddMark, Done, RemoveMark, Sync
-from fusenotify.queue import DEFAULT_LIMIT, Queue
-from fusenotify.targets import Target, resolve
+from fusenotify.protocol import AddMark, Done, Recount, Sync
+from fusenotify.queue import DEFAULT_LIMIT
+from fusenotify.targets import LocalTarget, Target, resolve_any
 
 _ORIGINS: Final = {
     Origin.ANY: protocol.LOCAL_ORIGIN | protocol.REMOTE_ORIGIN,
@@ -30,61 +35,82 @@ class Group:
     Made by `open_group`. Several tasks may use it at once; each event goes to one of those that iterate.
     """
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: int | None, *, reconnect: bool) -> None:
         if limit is not None and limit < 1:
             raise UsageError(f"a queue needs room for at least one event, not {limit}")
         self._limit = limit
-        self._connections: dict[str, Connection] = {}
-        self._connecting = anyio.Lock()
+        self._reconnect = reconnect
+        self._sources: dict[object, Source] = {}
+        self._returning: dict[Source, Returning] = {}
+        self._opening = anyio.Lock()
+        self._arrivals: deque[Source] = deque()  # who has queued something, in the order in which it came
         self._ready: deque[Event] = deque()
         self._numbers = 0
+        self._tasks: TaskGroup | None = None  # for what this process watches itself, and for who is to come back
 
-    async def mark(
+    async def mark(  # noqa: PLR0913 - each says one thing of the mark
         self,
         target: str | os.PathLike[str],
         *,
         scope: Scope = Scope.SUBTREE,
         kinds: Kind = Kind.DEFAULT,
         origin: Origin = Origin.ANY,
+        handles: bool = False,
+        ignore: Collection[str] = (),
+        oneshot: bool = False,
         exclude_self: bool = False,
         uids: Collection[int] | None = None,
     ) -> Mark:
-        """Take an interest in a directory: every change from the return of this call on is heard.
+        """Take an interest in an object: every change from the return of this call on is heard.
 
         Args:
-            target: a path on a fusenotify mount, or `unix:PATH` for the root of a daemon's tree.
-            scope: `Scope.DIR` for its entries, `Scope.SUBTREE` for everything below it.
+            target: a path, or `unix:PATH` for the root of a daemon's tree. A path on no fusenotify mount is watched by
+                this process itself; of mounts of ours below it nothing is told.
+            scope: `Scope.DIR` for the entries of a directory, `Scope.SUBTREE` for everything below it, `Scope.INODE`
+                for the object itself.
             kinds: what to hear of; overflow and unmount come in any case.
-            origin: whose changes to hear of.
+            origin: whose changes to hear of. On no mount of ours every change is local.
+            handles: whether events tell the handles of their objects.
+            ignore: patterns as in gitignore(5), relative to the target, of names that are as if they did not exist.
+            oneshot: whether the mark ends with its first event.
             exclude_self: leave out what this process does through the mount.
             uids: only what these users do, where it is known.
 
         Raises:
-            NotAMount: the path is not on a fusenotify mount.
-            NotPermitted: the daemon does not let this user watch that.
-            UsageError: there is no such directory, or no such kind can be heard.
+            NotAMount: the path is not on a fusenotify mount, and only remote changes are asked for.
+            NotPermitted: this user may not watch that.
+            UsageError: there is no such object, no such kind can be heard, or the group is not open.
             DaemonGone: the daemon does not answer.
         """
-        resolved = await anyio.to_thread.run_sync(resolve, target)
-        connection = await self._connect(resolved)
+        self._check_open()
+        resolved = await anyio.to_thread.run_sync(resolve_any, target)
+        scope, kinds, origin = Scope(scope), Kind(kinds), Origin(origin)
+        if isinstance(resolved, LocalTarget):
+            check_mark(resolved, scope, origin)
+        patterns = Ignore(ignore, resolved.base) if ignore else None
         self._numbers += 1
-        number = self._numbers
         request = AddMark(
             request=0,
-            mark=number,
-            path=resolved.path,
+            mark=self._numbers,
+            path=b"." if isinstance(resolved, LocalTarget) else resolved.path,
             scope=str(scope),
             kinds=int(kinds),
-            origins=_ORIGINS[Origin(origin)],
+            origins=_ORIGINS[origin],
             exclude_pid=os.getpid() if exclude_self else None,
             uids=None if uids is None else tuple(uids),
+            oneshot=oneshot,
+            handles=handles,
         )
+        key, source = await self._source(resolved, scope)
 
         def make(answer: Done) -> Mark:
-            cursor = format_cursor(connection.epoch, answer.seq)
-            return Mark(resolved.given, Scope(scope), Kind(kinds), Origin(origin), cursor, connection, number)
+            cursor = format_cursor(source.epoch, answer.seq)
+            return Mark(resolved.given, scope, kinds, origin, cursor, request.mark, key, patterns)
 
-        return await connection.mark(request, make)
+        try:
+            return await source.mark(request, make)
+        finally:
+            await self._let_go(key, source)
 
     async def unmark(self, mark: Mark) -> None:
         """Lose an interest; events of it that wait are dropped.
@@ -92,16 +118,28 @@ class Group:
         Raises:
             UsageError: this group has no such mark.
         """
-        connection = mark._connection
-        if connection.marks.get(mark._number) is not mark:
+        self._check_open()
+        source = self._sources.get(mark.source)
+        if source is None or source.marks.get(mark.number) is not mark:
             raise UsageError(f"this group has no such mark: {mark!r}")
-        await connection.request(RemoveMark(0, mark._number))
-        connection.marks.pop(mark._number, None)
+        try:
+            await source.unmark(mark)
+        except DaemonGone:
+            if not self._reconnect:
+                raise
+        await self._let_go(mark.source, source)
+
+    async def _let_go(self, key: object, source: Source) -> None:
+        """Stop watching what nobody wants to hear of."""
+        if isinstance(source, LocalTree) and source.is_idle and self._sources.get(key) is source:
+            del self._sources[key]
+            await source.aclose()
 
     async def sync(self) -> None:
         """Return when every change made before this call, on either side of every mount, is in the queue."""
-        for connection in tuple(self._connections.values()):
-            await connection.request(Sync(0))
+        self._check_open()
+        for source in tuple(self._sources.values()):
+            await source.request(Sync(0))
 
     def __aiter__(self) -> AsyncIterator[Event]:
         """Iterate over the events as they come, without end.
@@ -122,71 +160,160 @@ class Group:
 
         Raises:
             DaemonGone: the daemon has ended, and everything it told has been read.
-            UsageError: the group has no mark, so nothing could ever come.
+            UsageError: the group has no mark, so nothing could ever come, or it is not open.
         """
+        tasks = self._check_open()
         if self._ready:
             waiting = list(self._ready)
             self._ready.clear()
             return waiting
-        if not any(connection.marks for connection in self._connections.values()):
+        if not any(source.marks for source in self._sources.values()):
             raise UsageError("this group has no mark, so nothing can come; call `mark` first")
         while True:
-            for connection in self._connections.values():
-                if events := connection.pop():
-                    return events
-            await self._read_any(tuple(self._connections.values()))
+            await self._take_what_is_there()
+            if events := self._oldest(tasks):
+                return events
+            await self._read_any()
 
-    async def _read_any(self, connections: Sequence[Connection]) -> None:
-        if len(connections) == 1:
-            await connections[0].read()
+    async def _take_what_is_there(self) -> None:
+        """Receive from all before one is listened to: who is always busy must not keep us from the others."""
+        if len(self._sources) > 1:
+            for source in tuple(self._sources.values()):
+                if not source.has_news:
+                    with suppress(DaemonGone), anyio.move_on_after(0):  # who has gone is met when all has been read
+                        await source.read()
+
+    def _oldest(self, tasks: TaskGroup) -> list[Event]:
+        """Return the events that came first, none if there are none."""
+        while self._arrivals:
+            source = self._arrivals.popleft()
+            events = [seen for event in source.pop() for seen in self._seen(event, source, tasks)]
+            if source.has_news and source not in self._arrivals:
+                self._arrivals.append(source)
+            if events:
+                return events
+        return []
+
+    def _seen(self, event: Event, source: Source, tasks: TaskGroup) -> list[Event]:
+        """Return what the ignore patterns of its mark leave of an event."""
+        mark = event.mark
+        if not isinstance(mark, Mark) or mark.ignore is None:
+            return [event]
+        told = mark.ignore.apply(event.record)
+        for record in told:
+            for path in mark.ignore.uncovers(record, event.record):
+                tasks.start_soon(_recount, source, Recount(0, mark.number, path))
+        return [Event(record, source.epoch, mark) for record in told]
+
+    async def _read_any(self) -> None:
+        sources = tuple(self._sources.values())
+        if len(sources) == 1:
+            await self._read(sources[0])
             return
         failed: list[Exception] = []
 
-        async def read(connection: Connection, scope: anyio.CancelScope) -> None:
+        async def read(source: Source, scope: anyio.CancelScope) -> None:
             try:
-                await connection.read()
+                await self._read(source)
             except Exception as error:
                 failed.append(error)
             scope.cancel()
 
         async with anyio.create_task_group() as tasks:
-            for connection in connections:
-                tasks.start_soon(read, connection, tasks.cancel_scope)
+            for source in sources:
+                tasks.start_soon(read, source, tasks.cancel_scope)
         if failed:
             raise failed[0]
 
-    async def _connect(self, target: Target) -> Connection:
-        async with self._connecting:
-            connection = self._connections.get(target.daemon)
-            if connection is None:
-                connection = Connection(await target.connect(), Queue(self._limit or DEFAULT_LIMIT))
-                try:
-                    await connection.hello(self._limit or 0)
-                except BaseException:
-                    await connection.aclose()
-                    raise
-                self._connections[target.daemon] = connection
-            return connection
+    async def _read(self, source: Source) -> None:
+        try:
+            await source.read()
+        except DaemonGone:
+            if not self._reconnect or not source.marks:
+                raise
+            await self._wait_for_return(source)
+        except anyio.ClosedResourceError:
+            if self._tasks is None or source in self._sources.values():
+                raise  # else it was let go of, and there are others to listen to
+
+    async def _wait_for_return(self, lost: Source) -> None:
+        """Return when another source has taken the place of one that was lost."""
+        returning = self._returning.get(lost)
+        if returning is None:
+            returning = self._returning[lost] = Returning(lost, self._open, self._replace)
+            self._check_open().start_soon(returning.run)
+        await returning.wait()
+
+    async def _replace(self, lost: Source, found: Source) -> None:
+        for key in [key for key, source in self._sources.items() if source is lost]:
+            self._sources[key] = found
+        del self._returning[lost]
+        await lost.aclose()
+
+    async def _source(self, target: Target | LocalTarget, scope: Scope) -> tuple[object, Source]:
+        key = (target.real, scope) if isinstance(target, LocalTarget) else target.key
+        async with self._opening:
+            source = self._sources.get(key)
+            if source is None:
+                source = self._sources[key] = await self._open(target, scope)
+            return key, source
+
+    async def _open(self, target: Target | LocalTarget, scope: Scope) -> Source:
+        tasks = self._check_open()
+        limit = self._limit or DEFAULT_LIMIT
+        if isinstance(target, LocalTarget):
+            tree = LocalTree(target, scope, limit, self._arrivals.append)
+            try:
+                await tree.start(tasks)
+            except BaseException:
+                await tree.aclose()
+                raise
+            return tree
+        connection = Connection(target, await target.connect(), limit, self._arrivals.append)
+        try:
+            await connection.hello(self._limit or 0)
+        except BaseException:
+            await connection.aclose()
+            raise
+        return connection
+
+    def _check_open(self) -> TaskGroup:
+        if self._tasks is None:
+            raise UsageError("this group is not open: use it inside `async with open_group() as group:`")
+        return self._tasks
 
     async def __aenter__(self) -> "Group":
         """Use `async with open_group() as group`."""
+        self._tasks = await anyio.create_task_group().__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Hang up on every daemon."""
-        while self._connections:
-            await self._connections.popitem()[1].aclose()
+        tasks, self._tasks = self._check_open(), None
+        tasks.cancel_scope.cancel()
+        # The tasks have nothing to do with the error of the block, which leaves it as it is.
+        await tasks.__aexit__(None, None, None)
+        while self._sources:
+            await self._sources.popitem()[1].aclose()
 
 
-def open_group(*, limit: int | None = None) -> Group:
+async def _recount(source: Source, request: Recount) -> None:
+    with suppress(DaemonGone, UsageError):  # the source has gone, which is told elsewhere, or the mark has
+        await source.request(request)
+
+
+def open_group(*, limit: int | None = None, reconnect: bool = False) -> Group:
     """Return a new group, to be used as `async with open_group() as group:`.
 
     Args:
         limit: how many events its queue holds before an overflow event takes the place of the rest (131072).
+        reconnect: when a daemon goes, wait for it to come back instead of raising DaemonGone. Where something may have
+            been missed, an overflow event with the reason `restart` says so; everything that is in the marks' reach
+            follows as `create`, recovered.
     """
-    return Group(limit)
+    return Group(limit, reconnect=reconnect)
 
 
 @asynccontextmanager
@@ -196,16 +323,29 @@ async def watch(
     origin: Origin = Origin.ANY,
     recursive: bool = True,
     limit: int | None = None,
+    ignore: Collection[str] = (),
+    reconnect: bool = False,
 ) -> AsyncIterator[Group]:
-    """Watch directories: `async with watch("/mnt/data") as events: async for event in events: ...`.
+    """Watch what is at some paths: `async with watch("/mnt/data", "/etc") as events: async for event in events: ...`.
 
-    Once the block is entered no change is missed. The arguments, and the errors raised, are those of `Group.mark`;
-    `recursive` chooses between `Scope.SUBTREE` and `Scope.DIR`.
+    Once the block is entered no change is missed. The arguments, and the errors raised, are those of `open_group` and
+    `Group.mark`; of a directory `recursive` chooses between `Scope.SUBTREE` and `Scope.DIR`.
     """
     if not targets:
         raise UsageError("nothing to watch: name at least one target")
-    async with open_group(limit=limit) as group:
+    async with open_group(limit=limit, reconnect=reconnect) as group:
         for target in targets:
-            scope = Scope.SUBTREE if recursive else Scope.DIR
-            await group.mark(target, scope=scope, kinds=kinds, origin=origin)
+            scope = await scope_of(target, recursive=recursive)
+            await group.mark(target, scope=scope, kinds=kinds, origin=origin, ignore=ignore)
         yield group
+
+
+async def scope_of(target: str | os.PathLike[str], *, recursive: bool) -> Scope:
+    """Return how far a mark on a target reaches that is told nothing else: a file is marked by itself.
+
+    Raises:
+        UsageError: there is nothing of this name.
+    """
+    if not (await anyio.to_thread.run_sync(resolve_any, target)).is_dir:
+        return Scope.INODE
+    return Scope.SUBTREE if recursive else Scope.DIR

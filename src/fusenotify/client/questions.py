@@ -8,7 +8,6 @@ import anyio
 from fusenotify.client.connection import Connection
 from fusenotify.errors import ProtocolError
 from fusenotify.protocol import AskStatus, Handle, Locate, Location, Lookup, Report
-from fusenotify.queue import Queue
 from fusenotify.status import Status
 from fusenotify.targets import Target, resolve
 
@@ -55,7 +54,7 @@ async def locate(target: str | os.PathLike[str], handle: str) -> str:
 
 
 async def _ask(target: Target, question: AskStatus | Lookup | Locate, kind: type[_Answer]) -> _Answer:
-    connection = Connection(await target.connect(), Queue(1))
+    connection = Connection(target, await target.connect(), 1, lambda _: None)
     try:
         answer = await connection.request(question)
     finally:
