@@ -168,6 +168,7 @@ class Peer:
                 self._group.remove(request.mark)
             case Recount():
                 _check_path(request.path or b"")
+                await self._services.caught_up()
                 self._group.recount(request.mark, request.path, self._services.position(), time.time_ns())
             case Sync():
                 await self._services.quiet()

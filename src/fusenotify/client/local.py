@@ -71,6 +71,7 @@ class LocalTree:
         self._news = anyio.Event()
         self._failure: Exception | None = None
         self._tasks = anyio.CancelScope()
+        self._task_group: TaskGroup | None = None
         self._ended: anyio.Event | None = None
         with ExitStack() as stack:
             self._open(stack, recursive=scope == Scope.SUBTREE)
@@ -120,6 +121,7 @@ class LocalTree:
         try:
             with self._tasks:
                 async with anyio.create_task_group() as tasks:
+                    self._task_group = tasks
                     tasks.start_soon(self._hearing.run)
                     tasks.start_soon(self._root.run, None, self._hearing.lose_root, self._hearing.start_over)
         except Exception as error:
@@ -148,6 +150,7 @@ class LocalTree:
             case RemoveMark(_, number):
                 self._group.remove(number)
             case Recount(_, number, path):
+                await self._hearing.caught_up()
                 below = path.removeprefix(self._prefix) if path is not None else None
                 self._group.recount(number, below, self._translator.seq, time.time_ns())
             case Sync():
@@ -248,10 +251,14 @@ class LocalTree:
 
     def _on_overflow(self, record: EventRecord) -> EventRecord:
         """Have everything told anew that the kernel, or whoever reads too slowly, has lost."""
-        if record.reason != Reason.RESTART:
-            for number in self.marks:
-                self._group.recount(number, None, record.seq, record.time_ns)
+        if record.reason != Reason.RESTART and self._task_group is not None:
+            self._task_group.start_soon(self._recount)
         return replace(record, path=os.fsencode(self._root_path))
+
+    async def _recount(self) -> None:
+        await self._hearing.caught_up()
+        for number in self.marks:
+            self._group.recount(number, None, self._translator.seq, time.time_ns())
 
     @property
     def _prefix(self) -> bytes:
