@@ -351,7 +351,7 @@ def test_without_standard_output_there_is_nothing_to_watch_for(mount: Mount) -> 
         stderr=subprocess.PIPE, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 4
-    assert done.stderr == b"fusenotify: standard output is closed, so there is nowhere to print events\n"
+    assert done.stderr == b"fusenotify: standard output is closed, so there is nowhere to print to\n"
 
 
 def test_several_targets_are_named(mount: Mount, directory: Path) -> None:

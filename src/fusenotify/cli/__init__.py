@@ -1,13 +1,12 @@
 """The command line: `fusenotify COMMAND …`. Data goes to stdout, everything else to stderr."""
 
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 from fusenotify.cli.parser import build_parser
-from fusenotify.errors import EnvironmentProblem, FusenotifyError
+from fusenotify.errors import FusenotifyError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +18,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         code: int = options.run(options)
-        _flush()
     except FusenotifyError as error:
         return _fail(str(error), error.exit_code, debug=options.debug)
     except BrokenPipeError:
@@ -30,19 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _fail(f"internal error: {error!r}; run again with --debug and report it", 1, debug=options.debug)
     return code
-
-
-def _flush() -> None:
-    """Write what is still to be printed while there is somebody to tell that it cannot be."""
-    if sys.stdout is None:
-        return
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # python tries again at exit
-        raise EnvironmentProblem(f"cannot write to standard output: {error.strerror}") from error
 
 
 def _fail(message: str, code: int, *, debug: bool) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from fusenotify.cli.asking import ask_status
+from fusenotify.cli.output import put_line
 from fusenotify.errors import FusenotifyError
 from fusenotify.mountinfo import find_mounts
 from fusenotify.status import Status
@@ -20,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the state of one daemon, or of all whose mounts are seen here."""
     tell = _json_of if options.json else _describe
     if options.target is not None:
-        print(tell(ask_status(options.target, _PATIENCE)))
+        put_line(tell(ask_status(options.target, _PATIENCE)))
         return 0
     code = 0
     for mount in find_mounts():
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"fusenotify: {mount.mountpoint}: {error}", file=sys.stderr)
             code = error.exit_code
         else:
-            print(tell(state))
+            put_line(tell(state))
     return code
 
 
@@ -52,5 +53,4 @@ def _describe(state: Status) -> str:
         if name not in ("source", "mountpoint"):
             text = ", ".join(f"{key} {number}" for key, number in value.items()) if isinstance(value, dict) else value
             lines.append(f"  {name:<11}{text}")
-    # A path that is no UTF-8 cannot be printed as it is.
-    return "\n".join(lines).encode(errors="backslashreplace").decode()
+    return "\n".join(lines)

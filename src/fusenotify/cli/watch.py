@@ -11,8 +11,9 @@ from typing import Final
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from fusenotify.cli import output
 from fusenotify.client import Group, Mark, open_group, scope_of
-from fusenotify.errors import EnvironmentProblem, UsageError
+from fusenotify.errors import UsageError
 from fusenotify.events import (
     EXCHANGE,
     IS_DIR,
@@ -36,12 +37,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _watch(options: argparse.Namespace) -> int:
-    if sys.stdout is None:
-        raise EnvironmentProblem("standard output is closed, so there is nowhere to print events")
+    output.check_open()
     async with open_group(limit=options.limit, reconnect=options.reconnect) as group:
         marks = [await _mark(group, target, options) for target in options.targets]
         if options.json:
-            _write(_ready_line(marks).encode())
+            output.put_line(_ready_line(marks))
         else:
             print(f"watching (cursor {marks[0].cursor})", file=sys.stderr, flush=True)
         batches, received = anyio.create_memory_object_stream[list[Event]](float("inf"))
@@ -130,25 +130,14 @@ async def _print(batches: MemoryObjectReceiveStream[list[Event]], as_json: bool,
         async for events in batches:
             data = "".join([line(event) for event in events]).encode()
             if len(data) <= _NOT_BLOCKING and poll.poll(0):
-                _write(data)
+                output.write(data)
             else:
-                await anyio.to_thread.run_sync(_write, data, abandon_on_cancel=True)
-
-
-def _write(data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(sys.stdout.fileno(), view) :]
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise EnvironmentProblem(f"cannot write to standard output: {error.strerror}") from error
+                await anyio.to_thread.run_sync(output.write, data, abandon_on_cancel=True)
 
 
 def _ready_line(marks: list[Mark]) -> str:
     # One cursor stands for all: the targets of one command are of one daemon, but for those who ask for more.
-    return f'{{"type":"ready","cursor":{quote(marks[0].cursor)}}}\n'
+    return f'{{"type":"ready","cursor":{quote(marks[0].cursor)}}}'
 
 
 def _json_line(event: Event) -> str:

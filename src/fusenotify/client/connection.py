@@ -22,7 +22,7 @@ from fusenotify.protocol import (
     RemoveMark,
     Report,
 )
-from fusenotify.queue import Batch, Queue
+from fusenotify.queue import DEFAULT_LIMIT, Batch, Queue
 from fusenotify.targets import Target
 from fusenotify.transports import Transport
 
@@ -48,7 +48,9 @@ class Connection:
         self.marks: dict[int, Mark] = {}
         self.asked: dict[int, AddMark] = {}
         self.position: int | None = None
-        self.queue = Queue(limit)
+        # The daemon keeps to the limit. Here is what it had sent when somebody waited for an answer behind it.
+        self.queue = Queue(max(limit, DEFAULT_LIMIT))
+        self._dropped = 0
         self._on_arrival = on_arrival
         self._transport = transport
         self._frames = FrameBuffer(_REPLY_LIMIT)
@@ -186,6 +188,13 @@ class Connection:
         if mark is None and number:
             return []  # unmarked meanwhile
         return [Event(record, self.epoch, mark) for record in batch.records]
+
+    def owed(self) -> list[int]:
+        """Return, once, the marks whose reach is to be told anew as something here has lost events."""
+        if self.has_news or self.queue.dropped == self._dropped:
+            return []
+        self._dropped = self.queue.dropped
+        return list(self.marks)
 
     async def aclose(self) -> None:
         """Hang up."""

@@ -68,10 +68,10 @@ class LocalTree:
         self._root_path = os.path.dirname(target.real) if self._only not in (None, ROOT_PATH) else target.real
         self._on_arrival = on_arrival
         self._being_marked = 0
+        self._owed: set[int] = set()
         self._news = anyio.Event()
         self._failure: Exception | None = None
         self._tasks = anyio.CancelScope()
-        self._task_group: TaskGroup | None = None
         self._ended: anyio.Event | None = None
         with ExitStack() as stack:
             self._open(stack, recursive=scope == Scope.SUBTREE)
@@ -121,7 +121,6 @@ class LocalTree:
         try:
             with self._tasks:
                 async with anyio.create_task_group() as tasks:
-                    self._task_group = tasks
                     tasks.start_soon(self._hearing.run)
                     tasks.start_soon(self._root.run, None, self._hearing.lose_root, self._hearing.start_over)
         except Exception as error:
@@ -251,14 +250,15 @@ class LocalTree:
 
     def _on_overflow(self, record: EventRecord) -> EventRecord:
         """Have everything told anew that the kernel, or whoever reads too slowly, has lost."""
-        if record.reason != Reason.RESTART and self._task_group is not None:
-            self._task_group.start_soon(self._recount)
+        if record.reason != Reason.RESTART:
+            self._owed.update(self.marks)
         return replace(record, path=os.fsencode(self._root_path))
 
-    async def _recount(self) -> None:
-        await self._hearing.caught_up()
-        for number in self.marks:
-            self._group.recount(number, None, self._translator.seq, time.time_ns())
+    def owed(self) -> list[int]:
+        """Return, once, the marks whose reach is to be told anew as something here has lost events."""
+        owed = list(self._owed)
+        self._owed.clear()
+        return owed
 
     @property
     def _prefix(self) -> bytes:
