@@ -533,12 +533,12 @@ def test_wrong_targets(mount: Mount, go: Run[None], tmp_path: Path) -> None:
     (mount.source / "file").touch()
     (tmp_path / "no-socket").touch()
     wrong: list[tuple[str | Path, type[Exception], str]] = [
-        (tmp_path, NotAMount, "not on a fusenotify mount"),
-        (tmp_path / "no-socket", NotAMount, "not on a fusenotify mount"),
-        ("/proc/self", NotAMount, "not on a fusenotify mount"),
+        ("", errors.UsageError, "an empty text"),
+        (tmp_path / "no-socket", errors.UsageError, "no directory"),
+        (tmp_path / "no-socket" / "below", errors.UsageError, "does not exist"),
         (tmp_path / "nothing", errors.UsageError, "does not exist"),
         (mount.mountpoint / "nothing", errors.UsageError, "does not exist"),
-        (mount.mountpoint / "file", errors.UsageError, "file is no directory"),
+        (mount.mountpoint / "file", errors.UsageError, "is no directory"),
         ("http://localhost", errors.UsageError, "no target"),
         ("unix:", errors.UsageError, "no target"),
         (f"unix:{tmp_path}/nothing", DaemonGone, "nobody listens"),
@@ -550,11 +550,46 @@ def test_wrong_targets(mount: Mount, go: Run[None], tmp_path: Path) -> None:
             for target, error, text in wrong:
                 with pytest.raises(error, match=text):
                     await group.mark(target)
+            with pytest.raises(NotAMount, match="not on a fusenotify mount"):
+                await group.mark(tmp_path, origin=Origin.REMOTE)
             with pytest.raises(errors.UsageError, match="cannot be asked for"):
                 await group.mark(mount.mountpoint, kinds=Kind.ALL)
             await group.mark(mount.mountpoint)  # none of this was the end of it
             (mount.source / "x").mkdir()
             assert brief(await until(group, "x")) == [("create", "x")]
+
+    go(main)
+
+
+def test_a_group_that_is_not_open_says_so(mount: Mount, go: Run[None]) -> None:
+    async def main() -> None:
+        group = open_group()
+        with pytest.raises(errors.UsageError, match="not open"):
+            await group.mark(mount.mountpoint)
+        async with group:
+            mark = await group.mark(mount.mountpoint)
+        for use in (group.mark(mount.mountpoint), group.unmark(mark), group.sync(), group.batch()):
+            with pytest.raises(errors.UsageError, match="not open"):
+                await use
+        await count_of_groups(mount, 0)
+
+    go(main)
+
+
+def test_a_busy_daemon_does_not_keep_others_from_being_heard(mount: Mount, second: Mount, go: Run[None]) -> None:
+    """Although there is always more of it when the consumer comes back."""
+
+    async def main() -> None:
+        async with watch(mount.mountpoint, second.mountpoint) as group, open_group() as witness:
+            await witness.mark(mount.mountpoint)
+            (second.source / "seldom").mkdir()
+            told: list[str | None] = []
+            for number in range(20):
+                for name in range(5):
+                    (mount.source / f"{number} {name}").mkdir()
+                await witness.sync()
+                told += [event.path for event in await group.batch()]
+            assert "seldom" in told
 
     go(main)
 

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Final
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from fusenotify import protocol
@@ -176,12 +177,29 @@ class Group:
             await self._read_any()
 
     async def _take_what_is_there(self) -> None:
-        """Receive from all before one is listened to: who is always busy must not keep us from the others."""
-        if len(self._sources) > 1:
-            for source in tuple(self._sources.values()):
-                if not source.has_news:
-                    with suppress(DaemonGone), anyio.move_on_after(0):  # who has gone is met when all has been read
-                        await source.read()
+        """Receive from others as well before what waits is handed on: who is always busy must not keep us from them."""
+        silent = [source for source in self._sources.values() if not source.has_news]
+        if not silent or not self._arrivals:
+            return
+
+        failed: list[Exception] = []
+
+        async def read(source: Source) -> None:
+            try:
+                await source.read()
+            except (DaemonGone, anyio.ClosedResourceError):
+                pass  # that is met again when all has been handed on
+            except Exception as error:
+                failed.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for source in silent:
+                tasks.start_soon(read, source)
+            for _ in range(2):  # by then each has had its turn, and has read what is there
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        if failed:
+            raise failed[0]
 
     def _oldest(self, tasks: TaskGroup) -> list[Event]:
         """Return the events that came first, none if there are none."""
