@@ -173,6 +173,11 @@ class Connection:
         self._on_arrival(self)
 
     @property
+    def is_idle(self) -> bool:
+        """Whether it watches something that no mark asks for any more: that is the daemon's business."""
+        return False
+
+    @property
     def has_news(self) -> bool:
         """Whether events wait that have been received."""
         return len(self.queue) > 0

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.lowlevel
@@ -13,15 +13,16 @@ from anyio.abc import TaskGroup
 
 from fusenotify import protocol
 from fusenotify.client.connection import Connection
-from fusenotify.client.ignoring import Ignore
-from fusenotify.client.local import LocalTree, check_mark
-from fusenotify.client.marks import Mark, Source
-from fusenotify.client.returning import Returning
+from fusenotify.client.marks import Mark, Source, check_mark
 from fusenotify.errors import DaemonGone, UsageError
 from fusenotify.events import Event, Kind, Origin, Scope, format_cursor
 from fusenotify.protocol import AddMark, Done, Recount, Sync
 from fusenotify.queue import DEFAULT_LIMIT
 from fusenotify.targets import LocalTarget, Target, resolve_any
+
+if TYPE_CHECKING:
+    from fusenotify.client.ignoring import Ignore
+    from fusenotify.client.returning import Returning
 
 _ORIGINS: Final = {
     Origin.ANY: protocol.LOCAL_ORIGIN | protocol.REMOTE_ORIGIN,
@@ -88,7 +89,7 @@ class Group:
         scope, kinds, origin = Scope(scope), Kind(kinds), Origin(origin)
         if isinstance(resolved, LocalTarget):
             check_mark(resolved, scope, origin)
-        patterns = Ignore(ignore, resolved.base) if ignore else None
+        patterns = _patterns(ignore, resolved.base) if ignore else None
         self._numbers += 1
         request = AddMark(
             request=0,
@@ -132,7 +133,7 @@ class Group:
 
     async def _let_go(self, key: object, source: Source) -> None:
         """Stop watching what nobody wants to hear of."""
-        if isinstance(source, LocalTree) and source.is_idle and self._sources.get(key) is source:
+        if source.is_idle and self._sources.get(key) is source:
             del self._sources[key]
             await source.aclose()
 
@@ -260,6 +261,8 @@ class Group:
         """Return when another source has taken the place of one that was lost."""
         returning = self._returning.get(lost)
         if returning is None:
+            from fusenotify.client.returning import Returning  # noqa: PLC0415 - few have a use for it
+
             returning = self._returning[lost] = Returning(lost, self._open, self._replace)
             self._check_open().start_soon(returning.run)
         await returning.wait()
@@ -282,6 +285,8 @@ class Group:
         tasks = self._check_open()
         limit = self._limit or DEFAULT_LIMIT
         if isinstance(target, LocalTarget):
+            from fusenotify.client.local import LocalTree  # noqa: PLC0415 - most have no use for the event path
+
             tree = LocalTree(target, scope, limit, self._arrivals.append)
             try:
                 await tree.start(tasks)
@@ -317,6 +322,12 @@ class Group:
         await tasks.__aexit__(None, None, None)
         while self._sources:
             await self._sources.popitem()[1].aclose()
+
+
+def _patterns(lines: Collection[str], base: bytes) -> "Ignore":
+    from fusenotify.client.ignoring import Ignore  # noqa: PLC0415 - few have a use for it, and pathspec is slow to load
+
+    return Ignore(lines, base)
 
 
 async def _recount(source: Source, request: Recount) -> None:

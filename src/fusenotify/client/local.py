@@ -21,8 +21,8 @@ from fusenotify.backing import Backing
 from fusenotify.client.marks import BATCH, Mark, Question, Source, only_one
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes
-from fusenotify.errors import DaemonGone, EnvironmentProblem, NotAMount, NotPermitted, UsageError
-from fusenotify.events import EXCHANGE, LOCAL, OVERFLOW, UNMOUNT, Event, EventRecord, Origin, Reason, Scope
+from fusenotify.errors import DaemonGone, EnvironmentProblem, NotAMount, NotPermitted
+from fusenotify.events import EXCHANGE, LOCAL, OVERFLOW, UNMOUNT, Event, EventRecord, Reason, Scope
 from fusenotify.exchanges import Exchanges
 from fusenotify.filesystems import Filesystems
 from fusenotify.groups import Groups
@@ -175,7 +175,7 @@ class LocalTree:
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is no mark, so that nothing need be watched."""
+        """Whether it watches something that no mark asks for any more."""
         return not self.marks and not self._being_marked
 
     async def unmark(self, mark: Mark) -> None:
@@ -282,21 +282,3 @@ class LocalTree:
 
 def _name_in_directory(target: LocalTarget) -> bytes:
     return ROOT_PATH if target.is_dir else os.fsencode(os.path.basename(target.real))
-
-
-def check_mark(target: LocalTarget, scope: Scope, origin: Origin) -> None:
-    """Check that a mark makes sense on no mount.
-
-    Raises:
-        NotAMount: it asks for remote changes only.
-        UsageError: such an object has no such scope.
-    """
-    if origin == Origin.REMOTE:
-        raise NotAMount(
-            f"{target.given} is not on a fusenotify mount, so nothing remote can be heard there; "
-            "mount it with `fusenotify mount SOURCE DIR`, or ask for local changes as well"
-        )
-    if scope == Scope.FILESYSTEM:
-        raise UsageError(f"{target.given} is not on a fusenotify mount, where no mark reaches so far: mark a subtree")
-    if scope != Scope.INODE and not target.is_dir:
-        raise UsageError(f"{target.given} is no directory; mark it with the scope `inode`")

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from fusenotify.client.ignoring import Ignore
+from fusenotify.errors import NotAMount, UsageError
 from fusenotify.events import Event, Kind, Origin, Scope
 from fusenotify.protocol import AddMark, AskStatus, Done, Locate, Lookup, Recount, RemoveMark, Reply, Sync
 from fusenotify.targets import LocalTarget, Target
+
+if TYPE_CHECKING:
+    from fusenotify.client.ignoring import Ignore
 
 BATCH: Final = 1024  # events that are handed on at a time
 
@@ -36,7 +39,7 @@ class Mark:
     cursor: str
     number: int = field(repr=False)
     source: object = field(repr=False)
-    ignore: Ignore | None = field(default=None, repr=False)
+    ignore: "Ignore | None" = field(default=None, repr=False)
 
 
 class Source(Protocol):
@@ -74,6 +77,10 @@ class Source(Protocol):
         """Queue an overflow event."""
 
     @property
+    def is_idle(self) -> bool:
+        """Whether it watches something that no mark asks for any more."""
+
+    @property
     def has_news(self) -> bool:
         """Whether events wait."""
 
@@ -90,3 +97,21 @@ class Source(Protocol):
 def only_one(marks: dict[int, Mark]) -> Mark | None:
     """Return the mark that an event of a whole source concerns: the only one, None where there are more."""
     return next(iter(marks.values())) if len(marks) == 1 else None
+
+
+def check_mark(target: LocalTarget, scope: Scope, origin: Origin) -> None:
+    """Check that a mark makes sense on no mount.
+
+    Raises:
+        NotAMount: it asks for remote changes only.
+        UsageError: such an object has no such scope.
+    """
+    if origin == Origin.REMOTE:
+        raise NotAMount(
+            f"{target.given} is not on a fusenotify mount, so nothing remote can be heard there; "
+            "mount it with `fusenotify mount SOURCE DIR`, or ask for local changes as well"
+        )
+    if scope == Scope.FILESYSTEM:
+        raise UsageError(f"{target.given} is not on a fusenotify mount, where no mark reaches so far: mark a subtree")
+    if scope != Scope.INODE and not target.is_dir:
+        raise UsageError(f"{target.given} is no directory; mark it with the scope `inode`")
