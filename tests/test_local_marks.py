@@ -140,11 +140,11 @@ def test_a_file_is_followed_in_its_directory(directory: Path, go: Run[None]) -> 
 
     async def main() -> None:
         async with watch(file, kinds=Kind.CREATE | Kind.MODIFY | Kind.RENAME | Kind.DELETE) as events:
-            other.write_text("x")
-            file.write_text("x")
+            os.truncate(other, 1)
+            os.truncate(file, 1)
             file.rename(directory / "moved")
             other.rename(file)
-            (directory / "moved").write_text("y")
+            os.truncate(directory / "moved", 2)
             file.rename(directory / "moved")
             (directory / "moved").unlink()
             told = await until(events, directory / "moved")
@@ -304,7 +304,7 @@ def test_the_command_watches_what_is_on_no_mount(mount: Mount, directory: Path, 
     etc.mkdir()
     (etc / "file").touch()
     watch = watching("--kinds", "create,modify", mount.mountpoint, etc, etc / "file")
-    (etc / "file").write_text("x")
+    os.truncate(etc / "file", 1)
     first, second = watch.next(), watch.next()
     assert first is not None
     assert second is not None
