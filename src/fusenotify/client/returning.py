@@ -94,7 +94,9 @@ class Returning:
         """
         lost, is_continued = self._lost, False
         for number, message in list(lost.asked.items()):
-            mark = lost.marks[number]
+            mark = lost.marks.get(number)
+            if mark is None:
+                continue  # it has ended
 
             def make(answer: Done, mark: Mark = mark) -> Mark:
                 nonlocal is_continued
