@@ -276,6 +276,25 @@ def test_marks_come_and_go_while_others_are_read(directory: Path, go: Run[None])
     go(main)
 
 
+def test_who_iterates_hears_of_what_is_marked_meanwhile(mount: Mount, directory: Path, go: Run[None]) -> None:
+    (directory / "later").mkdir()
+
+    async def main() -> None:
+        async with watch(mount.mountpoint) as group, anyio.create_task_group() as tasks:
+            told: list[Event] = []
+
+            async def iterate() -> None:
+                told.append(await anext(group))
+
+            tasks.start_soon(iterate)
+            await anyio.wait_all_tasks_blocked()
+            await group.mark(directory / "later")
+            (directory / "later" / "x").mkdir()
+        assert [event.path for event in told] == [f"{directory}/later/x"]
+
+    go(main)
+
+
 def test_what_cannot_be_marked(directory: Path, go: Run[None]) -> None:
     async def main() -> None:
         async with open_group() as group:

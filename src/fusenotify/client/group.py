@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
@@ -47,6 +47,7 @@ class Group:
         self._opening = anyio.Lock()
         self._arrivals: deque[Source] = deque()  # who has queued something, in the order in which it came
         self._ready: deque[Event] = deque()
+        self._waiting: set[anyio.CancelScope] = set()  # of those who wait for events, to be told of new sources
         self._numbers = 0
         self._tasks: TaskGroup | None = None  # for what this process watches itself, and for who is to come back
 
@@ -227,7 +228,15 @@ class Group:
         return [Event(record, source.epoch, mark) for record in told]
 
     async def _read_any(self) -> None:
-        sources = tuple(self._sources.values())
+        """Wait until there is more to hand on, or somebody else to listen to."""
+        with anyio.CancelScope() as waiting:  # what is read is not lost when it is cancelled
+            self._waiting.add(waiting)
+            try:
+                await self._read_first(tuple(self._sources.values()))
+            finally:
+                self._waiting.remove(waiting)
+
+    async def _read_first(self, sources: Sequence[Source]) -> None:
         if len(sources) == 1:
             await self._read(sources[0])
             return
@@ -250,7 +259,7 @@ class Group:
         try:
             await source.read()
         except DaemonGone:
-            if not self._reconnect or not source.marks:
+            if not self._reconnect:
                 raise
             await self._wait_for_return(source)
         except anyio.ClosedResourceError:
@@ -279,6 +288,8 @@ class Group:
             source = self._sources.get(key)
             if source is None:
                 source = self._sources[key] = await self._open(target, scope)
+                for waiting in self._waiting:
+                    waiting.cancel()
             return key, source
 
     async def _open(self, target: Target | LocalTarget, scope: Scope) -> Source:
