@@ -318,6 +318,22 @@ def test_a_directory_that_may_not_be_read(directory: Path, nobody: list[str]) ->
     assert "Permission denied" in ended.stderr
 
 
+def test_an_ordinary_user_hears_of_what_may_be_read_and_is_told_of_the_rest(directory: Path, nobody: list[str]) -> None:
+    os.chmod(directory, 0o755)
+    (directory / "open").mkdir(mode=0o755)
+    (directory / "closed").mkdir(mode=0o700)
+    command = [*nobody, "-m", "fusenotify", "watch", "--kinds", "create", "--events", "1", str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = [process.stderr.readline(), process.stderr.readline()]
+        assert "changes below closed are not heard: Permission denied" in said[0]
+        assert "watching" in said[1]
+        (directory / "closed" / "x").touch()
+        (directory / "open" / "x").touch()
+        assert process.stdout.read() == f"local  create      {directory}/open/x\n"
+
+
 def test_the_command_watches_what_is_on_no_mount(mount: Mount, directory: Path, watching: Callable[..., Watch]) -> None:
     etc = directory / "etc"
     etc.mkdir()
