@@ -58,7 +58,7 @@ class Crawler:
                 self._missed.setdefault(parent, set()).add(name)
                 continue
             self.has_left(parent, name)
-            directory = self._heard_by(adoption.wd)
+            directory = self._tree.heard_by(adoption.wd)
             if directory is None:
                 directory, gone = self._tree.attach(parent, name, adoption.wd, adoption.key)
                 self.leave(gone)
@@ -176,11 +176,8 @@ class Crawler:
 
     def _is_elsewhere(self, adoption: Adoption, parent: Directory, name: bytes) -> bool:
         """Whether this directory is in the tree under another name, so that a rename is still to be told."""
-        known = self._heard_by(adoption.wd)
+        known = self._tree.heard_by(adoption.wd)
         return known is not None and (known.parent is not parent or known.name != name)
-
-    def _heard_by(self, wd: int | None) -> Directory | None:
-        return self._tree.by_wd.get(wd) if wd is not None else None
 
     def crawl(self) -> Iterator[None]:
         """Watch the whole tree as it is now, whatever was known of it; yields chances to do other work."""
@@ -192,7 +189,7 @@ class Crawler:
             adoption = self._adopt(path)
             if adoption is None:
                 continue
-            directory = self._heard_by(adoption.wd) or self._tree.by_key.get(adoption.key)
+            directory = self._tree.heard_by(adoption.wd) or self._tree.by_key.get(adoption.key)
             if directory is None or directory.wd not in (None, adoption.wd):  # its number may be another's by now
                 directory = Directory(parent, name, None, adoption.key)
             if directory in layout:

@@ -19,6 +19,7 @@ import trio
 from fusenotify import _linux, mounting, server
 from fusenotify.backing import Backing
 from fusenotify.changes import Changes
+from fusenotify.claims import Claims
 from fusenotify.config import MountOptions
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes
@@ -45,6 +46,7 @@ from fusenotify.session import FuseLoop
 from fusenotify.status import Replays, Status
 from fusenotify.store import Store
 from fusenotify.stream import Stream
+from fusenotify.telling import Teller
 from fusenotify.translation import Translator
 from fusenotify.tree import Tree
 from fusenotify.watchers.inotify import InotifyWatcher
@@ -83,11 +85,13 @@ class Daemon:
         stream = Stream(self._watcher)
         crawler = Crawler(self._backing, self._watcher, stream, self._tree, self._filesystems)
         exchanges = Exchanges(self._backing, stream, crawler, self._tree, echoes)
-        self._translator = Translator(self._backing, self._watcher, stream, crawler, exchanges, self._tree, echoes)
+        claims = Claims(self._backing, self._tree, echoes)
+        self._teller = Teller()
+        self._translator = Translator(self._watcher, stream, crawler, exchanges, self._tree, claims, self._teller)
         self._groups = Groups(self._tree, owner=os.geteuid(), watch_other=options.watch_other)
         self._changes = Changes()
         self._hearing = Hearing(
-            self._watcher, stream, self._translator, crawler, exchanges, echoes, self._groups, self._changes.on_loop
+            self._watcher, stream, self._translator, crawler, exchanges, claims, self._groups, self._changes.on_loop
         )
         self._hearing.before_crawl = self._ask_distant
 
@@ -136,7 +140,7 @@ class Daemon:
             groups=self._groups,
             locator=self._locator,
             epoch=self._epoch,
-            position=lambda: self._translator.seq,
+            position=lambda: self._teller.seq,
             caught_up=self._hearing.caught_up,
             quiet=functools.partial(loop.quiet, str(self._target.mountpoint)),
             status=self._status,
@@ -228,7 +232,7 @@ class Daemon:
             mountpoint=os.fsencode(self._target.mountpoint),
             watcher=self._watcher.name,
             native="off",
-            cursor=format_cursor(self._epoch, self._translator.seq),
+            cursor=format_cursor(self._epoch, self._teller.seq),
             watches=self._watcher.watches,
             overflows=self._translator.overflows,
             recoveries=0,

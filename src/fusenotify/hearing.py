@@ -11,12 +11,14 @@ from typing import Final
 
 import trio
 
+from fusenotify.claims import Claims
 from fusenotify.crawler import Crawler
-from fusenotify.echoes import Echoes, LocalOperation
+from fusenotify.echoes import LocalOperation
 from fusenotify.events import EventRecord
 from fusenotify.exchanges import Exchanges
 from fusenotify.groups import Debt, Groups
 from fusenotify.joiner import OVERFLOWED, Item, Joiner
+from fusenotify.renames import LostTrackError
 from fusenotify.stream import Stream
 from fusenotify.translation import Translator
 from fusenotify.watchers.inotify import InotifyWatcher
@@ -46,7 +48,7 @@ class Hearing:
         translator: Translator,
         crawler: Crawler,
         exchanges: Exchanges,
-        echoes: Echoes,
+        claims: Claims,
         groups: Groups,
         on_loop: Callable[[Callable[[], None]], Callable[[], None]],
     ) -> None:
@@ -54,7 +56,7 @@ class Hearing:
         self._watcher = watcher
         self._stream = stream
         self._translator = translator
-        self._echoes = echoes
+        self._claims = claims
         self._crawler = crawler
         self._exchanges = exchanges
         self.before_crawl: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
@@ -92,6 +94,8 @@ class Hearing:
                         self._has_to_start_over = False
                         await self._start_over()
                     await self._work_off()
+                except LostTrackError:
+                    await self._start_over()
                 except Exception:
                     log.exception("the event path stumbled; what may have been lost is told as an overflow")
                     await self._start_over()
@@ -119,7 +123,7 @@ class Hearing:
 
         Its event is published at its place in the stream.
         """
-        self._echoes.add(operation)
+        self._claims.note(operation)
 
     async def caught_up(self) -> None:
         """Return when everything that has happened on the backing tree before this call has been published."""
@@ -157,7 +161,7 @@ class Hearing:
 
     @property
     def _unsettled(self) -> bool:
-        return bool(self._echoes or self._joiner.waiting or self._held)
+        return bool(self._claims or self._joiner.waiting or self._held)
 
     async def _listen(self) -> None:
         while True:
@@ -206,7 +210,7 @@ class Hearing:
             await self._pass_on(flushed)
         elif not self._joiner.waiting and not self._stream.has_unread and self._has_waited_enough():
             held, self._held = self._held, []
-            end = self._translator.until_known(held)
+            end = self._claims.until_known(held)
             self._held = held[end:]
             await self._translate(held[:end])
 
@@ -218,7 +222,7 @@ class Hearing:
         held, self._held = self._held, []
         items = held + items
         end = len(items) - self._exchanges.undecided(items, more_follows=self._joiner.waiting)
-        end = min(end, self._translator.until_known(items))
+        end = min(end, self._claims.until_known(items))
         if end < len(items):
             self._held = items[end:]
             self._held_until = trio.current_time() + _HALF_TIMEOUT

@@ -17,12 +17,15 @@ from fusenotify.joiner import (
     IN_MOVE_SELF,
     IN_MOVED_FROM,
     IN_MOVED_TO,
+    Item,
+    Move,
     RawEvent,
     parse,
 )
 
 # What is moved to a name may take it from another directory, an empty one, of which nothing else is told.
 _LEAVING: Final = IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO
+_DELETED_DIRECTORY: Final = IN_DELETE | IN_ISDIR
 
 
 class Source(Protocol):
@@ -98,6 +101,15 @@ class Stream:
     def is_leaving(self, wd: int, name: bytes) -> bool:
         """Whether a directory is to leave a name (be deleted or renamed) in what was read and has not been told."""
         return (wd, name) in self._leaving
+
+    def passes(self, item: Item) -> None:
+        """Take note of the directories that leave a name by what is told next."""
+        if isinstance(item, Move):
+            for wd, name in (item.old_wd, item.old_name), (item.new_wd, item.new_name):
+                if item.is_dir and wd is not None:
+                    self.left(wd, name)
+        elif item[2] & _DELETED_DIRECTORY == _DELETED_DIRECTORY:
+            self.left(item[1], item[4])
 
     def left(self, wd: int, name: bytes) -> None:
         """Take note that a directory has left a name: this has been told."""

@@ -62,6 +62,15 @@ class Directory:
         """Path below the root, `.` for the root itself."""
         return self.prefix[:-1] or ROOT_PATH
 
+    def known_names(self, position: int) -> set[bytes] | None:
+        """Return the names listeners know where the listing may have told what the stream tells again from `position`.
+
+        None where nothing is told twice.
+        """
+        if self.announced is not None and position >= self.announced_until:
+            self.announced = None
+        return self.announced
+
     def below(self) -> "Iterator[Directory]":
         """Yield this directory and every one below it."""
         stack = [self]
@@ -93,6 +102,10 @@ class Tree:
 
     def __len__(self) -> int:
         return len(self.by_key)
+
+    def heard_by(self, wd: int | None) -> Directory | None:
+        """Return the directory that a watch is set on, None if it is none of the tree."""
+        return self.by_wd.get(wd) if wd is not None else None
 
     def attach(
         self, parent: Directory, name: bytes, wd: int | None, key: InodeKey
