@@ -17,9 +17,11 @@ import pyfuse3
 import trio
 
 from fusenotify import _linux, mounting, server
+from fusenotify.arrivals import Arrivals
 from fusenotify.backing import Backing
 from fusenotify.changes import Changes
 from fusenotify.claims import Claims
+from fusenotify.comparison import Comparison
 from fusenotify.config import MountOptions
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes
@@ -39,10 +41,12 @@ from fusenotify.passthrough import Passthrough
 from fusenotify.peer import Services
 from fusenotify.queuefile import QueueFiles
 from fusenotify.recorder import Recorder
+from fusenotify.recovery import Recovery
 from fusenotify.rights import Rights
 from fusenotify.root import Root
 from fusenotify.server import Server
 from fusenotify.session import FuseLoop
+from fusenotify.snapshot import Snapshot
 from fusenotify.status import Replays, Status
 from fusenotify.store import Store
 from fusenotify.stream import Stream
@@ -80,20 +84,10 @@ class Daemon:
         self._filesystems = Filesystems(str(target.source))
         self._watcher = InotifyWatcher()
         stack.callback(self._watcher.close)
-        echoes = Echoes()
         self._tree = Tree(self._backing.root_key)
-        stream = Stream(self._watcher)
-        crawler = Crawler(self._backing, self._watcher, stream, self._tree, self._filesystems)
-        exchanges = Exchanges(self._backing, stream, crawler, self._tree, echoes)
-        claims = Claims(self._backing, self._tree, echoes)
-        self._teller = Teller()
-        self._translator = Translator(self._watcher, stream, crawler, exchanges, self._tree, claims, self._teller)
         self._groups = Groups(self._tree, owner=os.geteuid(), watch_other=options.watch_other)
         self._changes = Changes()
-        self._hearing = Hearing(
-            self._watcher, stream, self._translator, crawler, exchanges, claims, self._groups, self._changes.on_loop
-        )
-        self._hearing.before_crawl = self._ask_distant
+        self._wire_event_path()
 
         with contextlib.closing(self._backing.find_root()) as root:
             store = Store(target.state_dir, root.identity)
@@ -113,6 +107,33 @@ class Daemon:
         self._passthrough = Passthrough(self._nodes, recorder, rights)
         self._files = Files(self._nodes, recorder, rights, self._filesystems)
         stack.callback(self._files.close)
+
+    def _wire_event_path(self) -> None:
+        """Make what turns the watcher's bytes into events."""
+        echoes = Echoes()
+        stream = Stream(self._watcher)
+        snapshot = Snapshot()
+        crawler = Crawler(self._backing, self._watcher, stream, self._tree, self._filesystems, snapshot)
+        exchanges = Exchanges(self._backing, stream, crawler, self._tree, echoes)
+        claims = Claims(self._backing, self._tree, echoes)
+        self._teller = Teller(snapshot)
+        arrivals = Arrivals(crawler, self._teller, snapshot)
+        self._translator = Translator(
+            self._watcher, stream, crawler, exchanges, self._tree, claims, self._teller, arrivals
+        )
+        comparison = Comparison(self._backing, self._watcher, crawler, self._tree, snapshot, self._teller, arrivals)
+        self._recovery = Recovery(self._watcher, stream, crawler, claims, self._translator, comparison)
+        self._hearing = Hearing(
+            self._watcher,
+            stream,
+            self._translator,
+            self._recovery,
+            crawler,
+            claims,
+            self._groups,
+            self._changes.on_loop,
+        )
+        self._hearing.before_crawl = self._ask_distant
 
     async def run(self, listen: Sequence[str], on_ready: Callable[[int], None]) -> None:
         """Watch, mount and serve until the filesystem is unmounted or a signal asks to stop.
@@ -235,7 +256,7 @@ class Daemon:
             cursor=format_cursor(self._epoch, self._teller.seq),
             watches=self._watcher.watches,
             overflows=self._translator.overflows,
-            recoveries=0,
+            recoveries=self._recovery.done,
             deaf=self._deaf,
             groups=len(self._groups),
             nodes=len(self._table),

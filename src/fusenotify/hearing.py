@@ -15,12 +15,12 @@ from fusenotify.claims import Claims
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import LocalOperation
 from fusenotify.events import EventRecord
-from fusenotify.exchanges import Exchanges
 from fusenotify.groups import Debt, Groups
-from fusenotify.joiner import OVERFLOWED, Item, Joiner
+from fusenotify.joiner import Item, Joiner
+from fusenotify.recovery import Recovery
 from fusenotify.renames import LostTrackError
 from fusenotify.stream import Stream
-from fusenotify.translation import Translator
+from fusenotify.translation import OverflowedError, Translator
 from fusenotify.watchers.inotify import InotifyWatcher
 
 log = logging.getLogger(__name__)
@@ -46,8 +46,8 @@ class Hearing:
         watcher: InotifyWatcher,
         stream: Stream,
         translator: Translator,
+        recovery: Recovery,
         crawler: Crawler,
-        exchanges: Exchanges,
         claims: Claims,
         groups: Groups,
         on_loop: Callable[[Callable[[], None]], Callable[[], None]],
@@ -56,9 +56,10 @@ class Hearing:
         self._watcher = watcher
         self._stream = stream
         self._translator = translator
+        self._recovery = recovery
         self._claims = claims
         self._crawler = crawler
-        self._exchanges = exchanges
+        self._exchanges = translator.exchanges
         self.before_crawl: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self._groups = groups
         self._ended = False
@@ -92,13 +93,15 @@ class Hearing:
                 try:
                     if self._has_to_start_over:
                         self._has_to_start_over = False
-                        await self._start_over()
+                        await self._recover(relist=True)
                     await self._work_off()
+                except OverflowedError:
+                    await self._recover(relist=False)
                 except LostTrackError:
-                    await self._start_over()
+                    await self._recover(relist=True)
                 except Exception:
                     log.exception("the event path stumbled; what may have been lost is told as an overflow")
-                    await self._start_over()
+                    await self._recover(relist=True)
                 await self._work.wait()
 
     def end(self) -> None:
@@ -142,14 +145,22 @@ class Hearing:
         if not self._ended:
             self._groups.publish(records)
 
-    async def _start_over(self) -> None:
-        """Go on as after an overflow of the kernel's queue; an error in that is the end."""
+    async def _recover(self, *, relist: bool) -> None:
+        """Tell what was missed; an error in that is the end."""
         await self.before_crawl()
         self._held.clear()
         self._joiner = Joiner()
-        for records in self._translator.start_over(time.time_ns()):
+        for records in self._recovery.run(self._processed, relist=relist):
             self._publish(records)
+            if self._recovery.told_to > self._processed:
+                self._finish(self._recovery.told_to)
             await self._take_turns()
+        if self._recovery.root_gone:
+            for records in self._translator.end():
+                self._publish(records)
+        self._patience = None
+        self._passed_on = self._recovery.told_to
+        self._finish(self._passed_on)
         self._work.set()
 
     async def _take_turns(self) -> None:
@@ -185,7 +196,7 @@ class Hearing:
             await self._pay_debts()
             if self._watcher.drain() == position:
                 self._finish(position)
-                if not self._groups.debts:
+                if not self._groups.debts and not await self._see():
                     return
 
     async def _await_partner(self) -> None:
@@ -231,8 +242,6 @@ class Hearing:
         await self._translate(items[:end])
 
     async def _translate(self, items: list[Item]) -> None:
-        if any(item[1] == OVERFLOWED for item in items):
-            await self.before_crawl()  # the whole tree will be looked at
         for records in self._translator.translate(items, time.time_ns()):
             self._publish(records)
             await self._take_turns()
@@ -257,6 +266,12 @@ class Hearing:
                 debt.tries += 1
                 unpaid.append(debt)
         debts.extend(unpaid)
+
+    async def _see(self) -> bool:
+        """Look at what has been told, in case it has to be recovered later; return whether there is more to tell."""
+        for _ in self._recovery.see(lambda: self._has_untold):
+            await self._take_turns()
+        return self._has_untold
 
     @property
     def _has_untold(self) -> bool:

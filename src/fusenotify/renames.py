@@ -100,6 +100,8 @@ class Renames:
         moved = old.children.get(move.old_name) if old is not None else None
         if moved is not None and new is None and (place := self.crawler.destination_of(moved)) is not None:
             new, new_name = place
+        if self.tree.would_loop(moved, new):
+            raise LostTrackError
         source = (old, move.old_name) if old is not None else None
         target = (new, new_name) if new is not None else None
         self.teller.rename(source, target, move.is_dir, operation)
@@ -108,8 +110,6 @@ class Renames:
         for end in (source, target):
             if end is not None:
                 self.crawler.has_left(*end)
-        if self.tree.would_loop(moved, new):
-            raise LostTrackError
         if new is not None and moved is not None and moved.wd is not None:
             self.crawler.leave(self.tree.move(moved, new, new_name))
         else:
@@ -170,14 +170,14 @@ class Renames:
         self, old: Directory, new: Directory, move: Move, operation: LocalOperation | None, *, other_is_dir: bool
     ) -> Iterator[list[EventRecord]]:
         ends = ((old, move.old_name), (new, move.new_name))
-        flags = EXCHANGE | (OTHER_IS_DIR if other_is_dir else 0)
-        self.teller.rename(*ends, move.is_dir, operation, flags)
-        yield from self.teller.flush()
         if any(
             self.tree.would_loop(one.children.get(name), other)
             for (one, name), other in zip(ends, (new, old), strict=True)
         ):
             raise LostTrackError
+        flags = EXCHANGE | (OTHER_IS_DIR if other_is_dir else 0)
+        self.teller.rename(*ends, move.is_dir, operation, flags)
+        yield from self.teller.flush()
         missed = [end for end, other in zip(ends, reversed(ends), strict=True) if self.crawler.has_left(*other)]
         self.tree.exchange(old, move.old_name, new, move.new_name)
         for directory, name in missed:

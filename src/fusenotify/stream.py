@@ -9,6 +9,7 @@ rename): they are evidence of which directory it was, and go no further.
 
 import bisect
 from collections import deque
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 from fusenotify.joiner import (
@@ -135,6 +136,22 @@ class Stream:
             self._self_moves[wd].drop_first()
             if not self._self_moves[wd]:
                 del self._self_moves[wd]
+
+    def pending(self) -> Iterator[RawEvent]:
+        """Yield what has been parsed and not been returned."""
+        for _, events in self._parsed:
+            yield from events
+
+    def skip(self) -> Iterator[tuple[int, list[RawEvent]]]:
+        """Yield whatever has happened by now, as `next` does: none of it is to be told."""
+        now = self._source.drain()
+        end = 0
+        while end < now and (chunk := self.next()) is not None:
+            end = chunk[0]
+            yield chunk
+        self._leaving.clear()
+        self._self_moves.clear()
+        self._moved.clear()
 
     def look_ahead(self) -> None:
         """Read whatever has happened by now."""

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from fusenotify.echoes import LocalOperation
-from fusenotify.events import IS_DIR, LOCAL, RENAME, EventRecord
+from fusenotify.events import CREATE, DELETE, EXCHANGE, IS_DIR, LOCAL, OTHER_IS_DIR, RENAME, EventRecord
+from fusenotify.snapshot import UNKNOWN, Snapshot, numbered
 from fusenotify.tree import Directory
 
 _CHUNK: Final = 512  # how many events are gathered at most
@@ -18,7 +19,8 @@ class Teller:
         time_ns: when what is told now was heard, nanoseconds since the epoch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
         self.seq = 0
         self.time_ns = 0
         self._batch: list[EventRecord] = []
@@ -50,8 +52,13 @@ class Teller:
         is_dir: bool,
         operation: LocalOperation | None,
         flags: int = 0,
+        inode: int = UNKNOWN,
     ) -> None:
-        """Tell of an entry of a directory."""
+        """Tell of an entry of a directory; `inode` is its inode number, where that has been seen."""
+        if kind == CREATE:
+            self._snapshot.put(directory, name, numbered(inode, is_dir=is_dir))
+        elif kind == DELETE:
+            self._snapshot.take(directory, name)
         self.tell(kind, directory.prefix + name, operation, flags | IS_DIR if is_dir else flags)
 
     def rename(
@@ -63,6 +70,14 @@ class Teller:
         flags: int = 0,
     ) -> None:
         """Tell of a rename from one (directory, name) to another; None is a place outside the tree."""
+        number = self._snapshot.take(*old) if old is not None else None
+        if new is not None:
+            if old is not None and flags & EXCHANGE:
+                other = self._snapshot.take(*new)
+                self._snapshot.put(*old, other or numbered(UNKNOWN, is_dir=bool(flags & OTHER_IS_DIR)))
+            if number is None or number & 1 != is_dir:
+                number = numbered(UNKNOWN, is_dir=is_dir)
+            self._snapshot.put(*new, number)
         old_path = old[0].prefix + old[1] if old is not None else None
         path = new[0].prefix + new[1] if new is not None else None
         self.tell(RENAME, path, operation, flags | IS_DIR if is_dir else flags, old_path)

@@ -20,8 +20,12 @@ from fusenotify.telling import Teller
 from fusenotify.tree import ROOT_PATH, Directory, Tree
 from fusenotify.watchers.inotify import InotifyWatcher
 
-_ROOT_GONE: Final = joiner.IN_DELETE_SELF | joiner.IN_UNMOUNT | joiner.IN_MOVE_SELF
+ROOT_GONE: Final = joiner.IN_DELETE_SELF | joiner.IN_UNMOUNT | joiner.IN_MOVE_SELF
 _TURN: Final = 16  # items told before other work may be done
+
+
+class OverflowedError(Exception):
+    """The kernel's queue has lost events."""
 
 
 class Translator:
@@ -29,6 +33,7 @@ class Translator:
 
     Attributes:
         tree: the watched directories as of the last item.
+        exchanges: knows which renames belong together.
         overflows: how often the kernel's queue lost events.
         root_gone: whether the backing root was deleted, moved or unmounted.
     """
@@ -42,6 +47,7 @@ class Translator:
         tree: Tree,
         claims: Claims,
         teller: Teller,
+        arrivals: Arrivals,
     ) -> None:
         self.tree = tree
         self.overflows = 0
@@ -49,25 +55,27 @@ class Translator:
         self._watcher = watcher
         self._stream = stream
         self._crawler = crawler
-        self._exchanges = exchanges
+        self.exchanges = exchanges
         self._claims = claims
         self._teller = teller
-        self._arrivals = Arrivals(crawler, teller)
-        self._renames = Renames(tree, watcher, stream, crawler, exchanges, claims, teller, self._arrivals)
+        self._arrivals = arrivals
+        self._renames = Renames(tree, watcher, stream, crawler, exchanges, claims, teller, arrivals)
         self._came_in: Move | None = None  # the last item, if it was a rename and not half an exchange
 
     # --- entry points ----------------------------------------------------------------------------------------------
 
     def crawl(self) -> Iterator[list[EventRecord]]:
         """Watch the whole tree as it is now; yields nothing but chances to do other work."""
-        for _ in self._crawler.crawl():
-            yield []
+        return self._arrivals.crawl()
 
-    def start_over(self, time_ns: int) -> Iterator[list[EventRecord]]:
-        """Do as if the kernel's queue had overflowed: something went wrong, and nobody knows what has been lost."""
+    def lose(self, time_ns: int) -> Iterator[list[EventRecord]]:
+        """Tell that events are lost."""
         self._teller.time_ns = time_ns
+        self._came_in = None
+        self.overflows += 1
         yield from self._teller.flush()
-        yield from self._on_overflow()
+        self._teller.tell(events.OVERFLOW, None, None, reason=Reason.KERNEL)
+        yield from self._teller.flush()
 
     def end(self) -> Iterator[list[EventRecord]]:
         """Tell, once, that nothing more will be heard."""
@@ -77,7 +85,11 @@ class Translator:
         yield from self._teller.flush()
 
     def translate(self, items: Sequence[Item], time_ns: int) -> Iterator[list[EventRecord]]:
-        """Yield the events of some items in batches. An empty one is a chance to do other work, and needed as such."""
+        """Yield the events of some items in batches. An empty one is a chance to do other work, and needed as such.
+
+        Raises:
+            OverflowedError, LostTrackError: something has not been heard, now or before; everything has to be compared.
+        """
         self._teller.time_ns = time_ns
         told: set[int | None] = set()
         for index, item in enumerate(items):
@@ -92,16 +104,16 @@ class Translator:
             if self._claims:
                 yield from self._tell_unheard(item[0])
             if isinstance(item, Move):
-                partner = self._exchanges.partner(items, index)
+                partner = self.exchanges.partner(items, index)
                 if (yield from self._renames.on_rename(item, items[partner] if partner is not None else None)):
                     told.add(partner)
-                elif came_in is not None and self._exchanges.is_swap(came_in, item):
+                elif came_in is not None and self.exchanges.is_swap(came_in, item):
                     yield from self._renames.on_move(came_in, None)
                 self._came_in = item
             elif (directory := self.tree.by_wd.get(item[1])) is not None:
                 yield from self._on_event(directory, item)
             elif item[2] & joiner.IN_Q_OVERFLOW:
-                yield from self._on_overflow()
+                raise OverflowedError
             else:
                 self._watcher.adoption_by(item[1])  # goes untold, so what was listed before is out of date
                 if item[2] & joiner.IN_IGNORED:
@@ -144,7 +156,7 @@ class Translator:
         elif mask & joiner.IN_ATTRIB:
             operation = self._claims.claim(position, events.ATTRIB, directory, b"")
             self._teller.tell(events.ATTRIB, ROOT_PATH, operation, IS_DIR)
-        elif mask & _ROOT_GONE and not self.root_gone:
+        elif mask & ROOT_GONE and not self.root_gone:
             self.root_gone = True
             self._teller.tell(events.UNMOUNT, None, None, IS_DIR)
 
@@ -170,14 +182,6 @@ class Translator:
             yield from self._teller.flush()
             self._crawler.leave(self.tree.detach(gone))
             yield from self._arrivals.arrive_missed()
-
-    def _on_overflow(self) -> Iterator[list[EventRecord]]:
-        """Events are lost: say so, and look at every directory again so that later ones are told rightly."""
-        self.overflows += 1
-        yield from self._teller.flush()
-        self._teller.tell(events.OVERFLOW, None, None, reason=Reason.KERNEL)
-        yield from self._teller.flush()
-        yield from self.crawl()
 
     def _tell_unheard(self, position: int) -> Iterator[list[EventRecord]]:
         """Tell of local operations that raised no event, now that the stream has passed the place where it would be."""
