@@ -165,8 +165,9 @@ class Comparison:
 
     def _compare_open(self, directory: Directory, fd: int, *, relist: bool) -> Iterator[list[EventRecord]]:
         known = self._snapshot.known(directory)
-        difference = _Difference(itself=self._has_changed(os.fstat(fd)) and directory not in self._places)
-        if relist or difference.itself:
+        has_changed = self._has_changed(os.fstat(fd))
+        difference = _Difference(itself=has_changed and self._tree.contains(directory))
+        if relist or has_changed:
             entries: list[Entry] = []
             with contextlib.suppress(FileNotFoundError), os.scandir(fd) as listing:
                 entries = entries_of(listing)
