@@ -1,6 +1,6 @@
 """Whose change an event tells of: an operation made through the mount may claim it as its echo."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Final
 
 from fusenotify import events, joiner
@@ -59,6 +59,11 @@ class Claims:
     def unheard(self, position: int) -> Iterator[tuple[LocalOperation, Expectation]]:
         """Yield what operations raised no event for, now that the stream has passed the place where it would be."""
         return self._echoes.passed(position)
+
+    def concern(self, directories: Container[Directory | None]) -> bool:
+        """Whether an operation that has not been told yet was made in some directories."""
+        places = (place for one in self._echoes for place in one.places)
+        return any(self._tree.by_key.get(place.directory) in directories for place in places)
 
     def excuse(self) -> None:
         """Take note that the echo of the operation that is under way may have been lost; a comparison tells instead."""

@@ -8,7 +8,7 @@ inode number is and it was born before anything was missed, as inode numbers are
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -40,6 +40,7 @@ class _Difference:
         vanished: names that have gone.
         modified: names of files that have changed.
         itself: whether the directory has changed.
+        stamps: the times of change of the files, and of the directory itself under an empty name; where asked for.
         names: what is there, where the stream may tell the same again.
         until: the position in the stream at the end of the listing.
     """
@@ -48,6 +49,7 @@ class _Difference:
     vanished: list[bytes] = field(default_factory=list)
     modified: list[bytes] = field(default_factory=list)
     itself: bool = False
+    stamps: dict[bytes, int] | None = None
     names: set[bytes] | None = None
     until: int = 0
 
@@ -83,6 +85,8 @@ class Comparison:
         self._found: dict[Directory, _Difference] = {}
         self._unread: list[Directory] = []  # new ones
         self._keeps_names = False
+        self._is_stamping = False
+        self._stamps: dict[Directory, dict[bytes, int]] = {}  # of what is compared again and again
 
     def see(self, has_untold: Callable[[], bool]) -> Iterator[None]:
         """Find out which inodes the names stand for that were told of, as long as nothing waits to be told.
@@ -105,7 +109,7 @@ class Comparison:
     # --- looking -----------------------------------------------------------------------------------------------------
 
     def look(
-        self, work: Iterable[Directory], since: int, *, relist: bool, keep_names: bool
+        self, work: Collection[Directory], since: int, *, relist: bool, keep_names: bool, stamp: bool = False
     ) -> Iterator[list[EventRecord]]:
         """Find the differences of some directories, and what is in those that are new.
 
@@ -116,11 +120,15 @@ class Comparison:
             since: time in nanoseconds before which no change has been missed.
             relist: whether to list also those directories that have not changed since.
             keep_names: whether the stream will be told from the beginning of this on, and so may tell the same again.
+            stamp: whether `work` is all that is compared again and again, where nothing is heard. There a change is
+                known by its time being another one than before, as the clock may be somebody else's.
         """
         self._since = since
         self._places, self._new_by_wd, self._found = {}, {}, {}
         self._unread.clear()
-        self._keeps_names = keep_names
+        self._keeps_names, self._is_stamping = keep_names, stamp
+        if stamp:
+            self._stamps = {one: self._stamps[one] for one in work if one in self._stamps}
         late: list[Directory] = []
         for directory in sorted(work, key=_depth):
             if not (yield from self._look_at(directory, relist=relist)):
@@ -159,14 +167,15 @@ class Comparison:
             place = self._places.pop(directory, None) or (directory.parent, directory.name)
             assert place[0] is not None  # the root is held open
             return self._new(place[0], place[1], wd, directory.key)
-        if wd != directory.wd:
+        if wd != directory.wd and self._tree.contains(directory):
             self._tree.set_wd(directory, wd)
         return directory
 
     def _compare_open(self, directory: Directory, fd: int, *, relist: bool) -> Iterator[list[EventRecord]]:
         known = self._snapshot.known(directory)
-        has_changed = self._has_changed(os.fstat(fd))
-        difference = _Difference(itself=has_changed and self._tree.contains(directory))
+        stamps: dict[bytes, int] | None = {} if self._is_stamping else None
+        has_changed = self._has_changed(directory, b"", os.fstat(fd), stamps)
+        difference = _Difference(itself=has_changed and self._tree.contains(directory), stamps=stamps)
         if relist or has_changed:
             entries: list[Entry] = []
             with contextlib.suppress(FileNotFoundError), os.scandir(fd) as listing:
@@ -177,11 +186,13 @@ class Comparison:
         else:
             difference.names = set(known)
         difference.until = self._watcher.drain()
-        appeared = {name for name, _ in difference.appeared}
-        files = [name for name, number in known.items() if not number & 1 and name in difference.names - appeared]
-        for number, name in enumerate(files, 1):
+        appeared = [name for name, _ in difference.appeared]
+        same = difference.names.difference(appeared)
+        files = [name for name, number in known.items() if not number & 1 and name in same]
+        for number, name in enumerate(files if stamps is None else files + appeared, 1):
             with contextlib.suppress(OSError):  # gone: the stream tells
-                if self._has_changed(os.stat(name, dir_fd=fd, follow_symlinks=False)):
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                if self._has_changed(directory, name, status, stamps) and name in same:
                     difference.modified.append(name)
             if number % _TURN == 0:
                 yield []
@@ -249,8 +260,15 @@ class Comparison:
             directory = parent
         return b"/".join(reversed(names)) or ROOT_PATH
 
-    def _has_changed(self, status: os.stat_result) -> bool:
+    def _has_changed(
+        self, directory: Directory, name: bytes, status: os.stat_result, stamps: dict[bytes, int] | None
+    ) -> bool:
         """Whether something may have changed since; no program can set the time of that (ctime)."""
+        if stamps is not None:
+            stamps[name] = status.st_ctime_ns
+            before = self._stamps.get(directory, {}).get(name)
+            if before is not None:
+                return before != status.st_ctime_ns
         return status.st_ctime_ns >= self._since - _IN_FLIGHT
 
     # --- telling -----------------------------------------------------------------------------------------------------
@@ -320,6 +338,8 @@ class Comparison:
                 yield self._teller.gathered()
         if difference.itself:
             self._teller.tell(MODIFY, directory.path, None, IS_DIR | RECOVERED)
+        if difference.stamps is not None:
+            self._stamps[directory] = difference.stamps
         if difference.names is not None:
             directory.announced, directory.announced_until = difference.names, difference.until
 

@@ -106,6 +106,11 @@ class Crawler:
         self._missed.clear()
         self._watcher.adoptions.clear()
 
+    @property
+    def has_distant(self) -> bool:
+        """Whether there are filesystems in the tree that somebody else answers for."""
+        return bool(self._filesystems.distant)
+
     def is_distant(self, directory: Directory) -> bool:
         """Whether somebody else answers for the filesystem of a directory, or fails to."""
         return directory.key.device in self._filesystems.distant
@@ -205,8 +210,7 @@ class Crawler:
             if len(path) > _LONGEST_PATH:
                 raise OSError(errno.ENAMETOOLONG, f"its path is longer than {_LONGEST_PATH} bytes")
             if self._filesystems.is_silent_at(path):
-                log.warning("changes below %s are not heard: that filesystem is silent", os.fsdecode(path[:_SHOWN]))
-                return self._refused(_NOWHERE)
+                return self._refused(_NOWHERE, path, "that filesystem is silent")
             fd = self._backing.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
         except OSError as error:
             return None if error.errno in _MOVED_ON else self._refuse(path, error)
@@ -214,11 +218,12 @@ class Crawler:
         return Reached(fd, InodeKey(status.st_dev, status.st_ino))
 
     def _refuse(self, path: bytes, error: OSError) -> Reached | None:
-        log.warning("changes below %s are not heard: %s", os.fsdecode(path[:_SHOWN]), error.strerror)
         found = self._backing.stat_beneath(path)
-        return self._refused(InodeKey(found.st_dev, found.st_ino)) if found is not None else None
+        return self._refused(InodeKey(found.st_dev, found.st_ino), path, error.strerror) if found is not None else None
 
-    def _refused(self, key: InodeKey) -> Reached:
+    def _refused(self, key: InodeKey, path: bytes, reason: str | None) -> Reached:
+        if not self._watcher.has_heard_of(key):
+            log.warning("changes below %s are not heard: %s", os.fsdecode(path[:_SHOWN]), reason)
         self._watcher.refuse(key)
         return Reached(None, key)
 

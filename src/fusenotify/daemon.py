@@ -41,13 +41,13 @@ from fusenotify.passthrough import Passthrough
 from fusenotify.peer import Services
 from fusenotify.queuefile import QueueFiles
 from fusenotify.recorder import Recorder
-from fusenotify.recovery import Recovery
+from fusenotify.recovery import Recovery, topmost
 from fusenotify.rights import Rights
 from fusenotify.root import Root
 from fusenotify.server import Server
 from fusenotify.session import FuseLoop
 from fusenotify.snapshot import Snapshot
-from fusenotify.status import Replays, Status
+from fusenotify.status import MOST_DEAF_PATHS, Replays, Status
 from fusenotify.store import Store
 from fusenotify.stream import Stream
 from fusenotify.telling import Teller
@@ -209,7 +209,7 @@ class Daemon:
     async def _announce(self, on_ready: Callable[[int], None]) -> None:
         """Call `on_ready` with the number of directories that are not heard, when the mount answers."""
         await trio.to_thread.run_sync(os.stat, self._target.mountpoint)
-        on_ready(self._deaf)
+        on_ready(len(self._recovery.deaf))
 
     async def _stop_at_signal(self, loop: FuseLoop) -> None:
         for ours in _ENDING:
@@ -237,15 +237,6 @@ class Daemon:
             while not self._groups.all_read:  # noqa: ASYNC110 - one second at the end of a life is not worth an event
                 await trio.sleep(_GRACE / 100)
 
-    @property
-    def _deaf(self) -> int:
-        """How many directories are not watched, or lie where the kernel tells of this machine's changes only.
-
-        That is so on FUSE, NFS, CIFS and the like.
-        """
-        distant = self._filesystems.distant
-        return self._watcher.deaf + (sum(key.device in distant for key in self._tree.by_key) if distant else 0)
-
     def _status(self) -> Status:
         return Status(
             pid=os.getpid(),
@@ -257,11 +248,12 @@ class Daemon:
             watches=self._watcher.watches,
             overflows=self._translator.overflows,
             recoveries=self._recovery.done,
-            deaf=self._deaf,
+            deaf=len(deaf := self._recovery.deaf),
             groups=len(self._groups),
             nodes=len(self._table),
             replays=Replays(),
             state=self._root.state(has_left=self._translator.root_gone),
+            deaf_paths=list(topmost(deaf, MOST_DEAF_PATHS)),
         )
 
 

@@ -32,6 +32,9 @@ _PARTNER_TIMEOUT: Final = 0.005
 # The same where the old name is there again and nothing has told of that: all that can follow is the other half of an
 # exchange, whose author may have lost the processor, unless the backing filesystem does not tell of everything.
 _HALF_TIMEOUT: Final = 1.0
+# How often the directories are compared in which nothing is heard: seconds, or so many times what that takes.
+_DEAF_INTERVAL: Final = 2.0
+_DEAF_SHARE: Final = 20
 
 
 class Hearing:
@@ -74,6 +77,7 @@ class Hearing:
         self._slice_end = 0.0
         self._waiters: list[tuple[int, trio.Event]] = []
         self._has_to_start_over = False
+        self._next_look = 0.0  # at the directories that are deaf
         self.wake = on_loop(self._wake)  # to be called when there may be something to tell
         watcher.on_data = self.wake
 
@@ -102,7 +106,7 @@ class Hearing:
                 except Exception:
                     log.exception("the event path stumbled; what may have been lost is told as an overflow")
                     await self._recover(relist=True)
-                await self._work.wait()
+                await self._wait()
 
     def end(self) -> None:
         """Tell every group that the tree is heard no more, and nothing after that."""
@@ -144,6 +148,22 @@ class Hearing:
     def _publish(self, records: list[EventRecord]) -> None:
         if not self._ended:
             self._groups.publish(records)
+
+    async def _wait(self) -> None:
+        """Wait for work, and look at what is deaf meanwhile, as often as a small part of the time allows."""
+        if not self._recovery.has_deaf or self._translator.root_gone:
+            await self._work.wait()
+            return
+        with trio.move_on_at(self._next_look):
+            await self._work.wait()
+        began = trio.current_time()
+        if began >= self._next_look and not self._has_untold:
+            await self.before_crawl()
+            for records in self._recovery.look_at_deaf():
+                self._publish(records)
+                await self._take_turns()
+            now = trio.current_time()
+            self._next_look = now + max(_DEAF_INTERVAL, _DEAF_SHARE * (now - began))
 
     async def _recover(self, *, relist: bool) -> None:
         """Tell what was missed; an error in that is the end."""

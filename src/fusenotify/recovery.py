@@ -9,8 +9,9 @@ So nothing that is told depends on what was lost, nor on how often: each round m
 it has found. Operations through the mount that the stream is skipped over tell of themselves.
 """
 
+import itertools
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from typing import Final
 
 from fusenotify import joiner
@@ -51,6 +52,7 @@ class Recovery:
         self.done = 0
         self.root_gone = False
         self._skipped_to = 0
+        self._looked_at = time.time_ns()  # when the deaf directories were compared last
         self.told_to = 0
         self._watcher = watcher
         self._stream = stream
@@ -85,6 +87,30 @@ class Recovery:
                 break
             dirty, relist = set(), False
         self.done += 1
+
+    @property
+    def has_deaf(self) -> bool:
+        """Whether there may be directories in which changes are not heard."""
+        return bool(self._watcher.deaf) or self._crawler.has_distant
+
+    @property
+    def deaf(self) -> list[Directory]:
+        """The directories in which changes are not heard, or not those of everybody; parents first."""
+        if not self.has_deaf:
+            return []
+        return [one for one in self._tree.root.below() if one.wd is None or self._crawler.is_distant(one)]
+
+    def look_at_deaf(self) -> Iterator[list[EventRecord]]:
+        """Tell what has changed where nothing is heard; the stream has to have been told up to now.
+
+        Where something is heard meanwhile after all, nothing is told: it would not be in order.
+        """
+        self._skipped_to, began = self._watcher.drain(), time.time_ns()
+        self._translator.at(began)
+        yield from self._comparison.look(self.deaf, self._looked_at, relist=True, keep_names=False, stamp=True)
+        if self._is_settled(are_few=False) and not self._claims.concern(self._comparison.compared):
+            self._looked_at = began
+            yield from self._comparison.tell()
 
     def see(self, has_untold: Callable[[], bool]) -> Iterator[None]:
         """Look at what has been told, for as long as there is nothing else to do."""
@@ -131,3 +157,10 @@ class Recovery:
                 if not are_few or is_of_directory or mask & _OF_ITSELF:
                     return False
         return True
+
+
+def topmost(directories: Collection[Directory], count: int) -> Iterator[bytes]:
+    """Yield the paths of at most so many directories, leaving out what lies below another one."""
+    all_of_them = set(directories)
+    tops = (one for one in directories if one.parent not in all_of_them)
+    yield from (directory.path for directory in itertools.islice(tops, count))

@@ -1,6 +1,10 @@
 """How a daemon is, as it tells its clients."""
 
+from typing import Final
+
 import msgspec
+
+MOST_DEAF_PATHS: Final = 16
 
 
 class Replays(msgspec.Struct):
@@ -34,6 +38,7 @@ class Status(msgspec.Struct):
         replays: native delivery in figures.
         state: what has become of SOURCE: `in place`, `deleted`, `unmounted` or `moved`; nothing is heard of it but in
             the first case.
+        deaf_paths: where those directories are, at most so many, and none that is below another one.
     """
 
     pid: int
@@ -50,3 +55,4 @@ class Status(msgspec.Struct):
     nodes: int
     replays: Replays
     state: str = "in place"
+    deaf_paths: list[bytes] = []

@@ -68,9 +68,13 @@ class Translator:
         """Watch the whole tree as it is now; yields nothing but chances to do other work."""
         return self._arrivals.crawl()
 
+    def at(self, time_ns: int) -> None:
+        """Say when what is told from now on was heard."""
+        self._teller.time_ns = time_ns
+
     def lose(self, time_ns: int) -> Iterator[list[EventRecord]]:
         """Tell that events are lost."""
-        self._teller.time_ns = time_ns
+        self.at(time_ns)
         self._came_in = None
         self.overflows += 1
         yield from self._teller.flush()

@@ -38,7 +38,13 @@ def run(options: argparse.Namespace) -> int:
 
 def _fields(state: Status) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(state, builtin_types=(bytes,))
-    return {name: os.fsdecode(value) if isinstance(value, bytes) else value for name, value in fields.items()}
+    return {name: _text(value) for name, value in fields.items()}
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_text(one) for one in value]
+    return os.fsdecode(value) if isinstance(value, bytes) else value
 
 
 def _json_of(state: Status) -> str:

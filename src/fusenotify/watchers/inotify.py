@@ -45,8 +45,8 @@ _CHUNK: Final = 64 * 1024  # bytes worked on before the kernel's queue is draine
 # overflow event is better than no memory.
 _BUFFER_LIMIT: Final = 64 * 1024 * 1024
 _LIMIT_ADVICE: Final = (
-    "the limit of inotify watches is reached, so changes in some directories are not heard; "
-    "raise it with `sysctl fs.inotify.max_user_watches=1048576` and mount again"
+    "the limit of inotify watches is reached, so changes in some directories are not heard but found by looking, late; "
+    "raise it with `sysctl fs.inotify.max_user_watches=1048576`"
 )
 
 
