@@ -47,7 +47,7 @@ from fusenotify.root import Root
 from fusenotify.server import Server
 from fusenotify.session import FuseLoop
 from fusenotify.snapshot import Snapshot
-from fusenotify.status import MOST_DEAF_PATHS, Replays, Status
+from fusenotify.status import MOST_DEAF_PATHS, MOST_QUEUES, Histogram, Latency, Replays, Status
 from fusenotify.store import Store
 from fusenotify.stream import Stream
 from fusenotify.telling import Teller
@@ -87,6 +87,7 @@ class Daemon:
         self._tree = Tree(self._backing.root_key)
         self._groups = Groups(self._tree, owner=os.geteuid(), watch_other=options.watch_other)
         self._changes = Changes()
+        self._sent = Histogram()
         self._wire_event_path()
 
         with contextlib.closing(self._backing.find_root()) as root:
@@ -165,6 +166,7 @@ class Daemon:
             caught_up=self._hearing.caught_up,
             quiet=functools.partial(loop.quiet, str(self._target.mountpoint)),
             status=self._status,
+            sent=self._sent,
         )
         with ExitStack() as session:  # it outlives every task: touching one that is closed crashes the process
             async with trio.open_nursery() as nursery:
@@ -238,6 +240,7 @@ class Daemon:
                 await trio.sleep(_GRACE / 100)
 
     def _status(self) -> Status:
+        deaf, queues = self._recovery.deaf, self._groups.report()
         return Status(
             pid=os.getpid(),
             source=os.fsencode(self._target.source),
@@ -248,12 +251,17 @@ class Daemon:
             watches=self._watcher.watches,
             overflows=self._translator.overflows,
             recoveries=self._recovery.done,
-            deaf=len(deaf := self._recovery.deaf),
+            deaf=len(deaf),
             groups=len(self._groups),
             nodes=len(self._table),
             replays=Replays(),
             state=self._root.state(has_left=self._translator.root_gone),
             deaf_paths=list(topmost(deaf, MOST_DEAF_PATHS)),
+            watch_limit=self._watcher.limit,
+            told=self._teller.seq,
+            dropped=sum(queue.dropped for queue in queues),
+            queues=queues[:MOST_QUEUES],
+            latency=Latency(self._hearing.latency, self._sent),
         )
 
 

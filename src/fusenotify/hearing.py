@@ -19,6 +19,7 @@ from fusenotify.groups import Debt, Groups
 from fusenotify.joiner import Item, Joiner
 from fusenotify.recovery import Recovery
 from fusenotify.renames import LostTrackError
+from fusenotify.status import Histogram
 from fusenotify.stream import Stream
 from fusenotify.translation import OverflowedError, Translator
 from fusenotify.watchers.inotify import InotifyWatcher
@@ -42,6 +43,7 @@ class Hearing:
 
     Attributes:
         before_crawl: awaited before the whole tree is looked at.
+        latency: how long events took from being read from the kernel until queued.
     """
 
     def __init__(
@@ -65,6 +67,8 @@ class Hearing:
         self._exchanges = translator.exchanges
         self.before_crawl: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self._groups = groups
+        self.latency = Histogram()
+        self._read_at = time.monotonic()  # when what is being told was read from the kernel
         self._ended = False
         self._joiner = Joiner()
         self._held: list[Item] = []  # a rename that may be half an exchange, or a pair that may be a whole one
@@ -146,8 +150,9 @@ class Hearing:
         self._work.set()
 
     def _publish(self, records: list[EventRecord]) -> None:
-        if not self._ended:
+        if records and not self._ended:
             self._groups.publish(records)
+            self.latency.note(time.monotonic() - self._read_at, len(records))
 
     async def _wait(self) -> None:
         """Wait for work, and look at what is deaf meanwhile, as often as a small part of the time allows."""
@@ -205,6 +210,7 @@ class Hearing:
             position = self._watcher.drain()
             while (chunk := self._stream.next()) is not None:
                 end, events = chunk
+                self._read_at = self._watcher.read_at(end)
                 await self._pass_on(self._joiner.feed(events))
                 self._passed_on = end
                 await self._pay_debts()

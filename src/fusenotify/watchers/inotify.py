@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from fcntl import ioctl
+from pathlib import Path
 from termios import FIONREAD
 from typing import Final
 
@@ -99,6 +100,7 @@ class InotifyWatcher:
         self._untold = 0  # bytes read and not told yet, here or with whoever took them
         self._read = 0
         self._taken = 0
+        self._reads: deque[tuple[int, float]] = deque()  # (position, time) of what was read and is not told yet
         self._emptied: deque[tuple[int, int]] = deque([(0, time.time_ns())])  # (position, time) of empty kernel queues
         self._available = bytearray(4)
 
@@ -115,6 +117,14 @@ class InotifyWatcher:
     def watches(self) -> int:
         """How many watches are set."""
         return len(self._keys)
+
+    @property
+    def limit(self) -> int:
+        """How many watches the user may have in all, 0 where the kernel does not say."""
+        try:
+            return int(Path("/proc/sys/fs/inotify/max_user_watches").read_text())
+        except OSError:
+            return 0
 
     @property
     def deaf(self) -> int:
@@ -141,6 +151,7 @@ class InotifyWatcher:
             self._buffer.append(data)
             self._untold += len(data)
             self._read += len(data)
+            self._reads.append((self._read, time.monotonic()))
             waiting -= len(data)
             self.on_data()
         if not waiting:
@@ -160,8 +171,14 @@ class InotifyWatcher:
     def told(self, position: int) -> None:
         """Take note that everything before a position has been worked off and takes no memory any more."""
         self._untold = self._read - position
+        while self._reads and self._reads[0][0] <= position:
+            self._reads.popleft()
         while len(self._emptied) > 1 and self._emptied[1][0] <= position:
             self._emptied.popleft()
+
+    def read_at(self, position: int) -> float:
+        """Return when what stands before a position was read from the kernel, as `time.monotonic` does."""
+        return next((when for end, when in self._reads if end >= position), time.monotonic())
 
     def heard_until(self, position: int) -> int:
         """Return the time, in nanoseconds since the epoch, before which nothing can be missing from the stream.
