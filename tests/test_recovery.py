@@ -16,7 +16,7 @@ import trio
 from fusenotify import Event, Group, Kind, Origin, Reason, open_group
 from tests.harness import PATIENCE, Mount, run
 from tests.soak import SEED, examples
-from tests.test_replica import Mirror, Workload, differences, exchange
+from tests.test_replica import Mirror, Workload, differences, exchange, tree
 
 STEPS = 24
 NOISE = ("noise", "more noise")
@@ -50,21 +50,33 @@ async def test_a_mirror_converges_through_overflows(mount: Mount, number: int) -
     dice = random.Random(f"{SEED} {number}")
     outside = mount.source.parent / "outside"
     outside.mkdir()
-    inside = {"source": mount.source, "mount": mount.mountpoint}
-    workload = Workload(random.Random(f"{SEED} {number} work"), inside, {"source": outside}, True, threading.Lock())
-    sides = dice.choice([("source",), ("source", "mount")])
+    inside = {"source": mount.source / "in", "mount": mount.mountpoint / "in"}
+    inside["source"].mkdir()
+    for directory in range(dice.choice([0, 1500])):  # with these, looking takes long enough for much to happen
+        (mount.source / "crowd" / f"{directory}").mkdir(parents=True)
+    threads = dice.choice([1, 2])
+    lock = threading.Lock()
+    workloads = [
+        Workload(random.Random(f"{SEED} {number} {one}"), inside, {"source": outside}, threads == 1, lock)
+        for one in range(threads)
+    ]
+    first, sides = workloads[0], dice.choice([("source",), ("source", "mount")])
 
     def work() -> None:
         for _ in range(dice.choice([1, 2])):
-            workload.run(STEPS, sides)
+            first.run(STEPS, sides)
             os.kill(mount.pid, signal.SIGSTOP)
             try:
-                workload.run(STEPS // 4, ("source",))  # these are heard, and late
+                first.run(STEPS // 4, ("source",))  # these are heard, and late
                 overflow(mount.source)
-                workload.run(STEPS, ("source",))
+                first.run(STEPS, ("source",))
             finally:
                 os.kill(mount.pid, signal.SIGCONT)
-            workload.run(STEPS, sides)  # while it recovers
+            together = [threading.Thread(target=one.run, args=(STEPS, sides)) for one in workloads]
+            for thread in together:  # while it recovers
+                thread.start()
+            for thread in together:
+                thread.join()
 
     async with open_group() as group:
         await group.mark(f"unix:{mount.socket}")
@@ -75,9 +87,10 @@ async def test_a_mirror_converges_through_overflows(mount: Mount, number: int) -
                 await trio.to_thread.run_sync(work)
                 await group.sync()
                 (mount.source / "end").touch()
-    (mount.source / "end").unlink()
-    wrong = differences(mirror, mount.source, mount.source)
-    done = "\n".join(workload.log)
+    told = {path: seen for path, seen in mirror.replica.snapshot().items() if path.startswith("in/")}
+    there = tree(mount.source, inside["source"])
+    wrong = {path: (told.get(path), there.get(path)) for path in told | there if told.get(path) != there.get(path)}
+    done = "\n".join(line for workload in workloads for line in workload.log)
     assert any(event.reason is Reason.KERNEL for event in mirror.events)
     assert not wrong, f"(told, there): {wrong}\n--- done\n{done}\n--- told\n{mirror.story()}"
 
