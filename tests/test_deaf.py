@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from fusenotify import Group, Kind, Origin, open_group
+from fusenotify import Event, Group, Kind, Origin, open_group
 from tests.harness import FUSENOTIFY, PATIENCE, Mount, mounted, run
 from tests.test_replica import Mirror, differences
 
@@ -110,3 +111,45 @@ async def test_a_mirror_of_a_distant_tree_converges(distant: tuple[Path, Mount])
         with trio.fail_after(PATIENCE):
             await mirror.follow_until(lambda event: event.kind is Kind.DELETE and event.path == "directory")
     assert differences(mirror, behind, behind) == {}, mirror.story()
+
+
+async def test_what_is_found_is_found_while_others_write_through_the_mount(distant: tuple[Path, Mount]) -> None:
+    behind, mount = distant
+    is_over = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not is_over.is_set():
+            (mount.mountpoint / f"local{number % 10}").write_text(f"{number}")
+            number += 1
+
+    async with open_group() as group:
+        await group.mark(f"unix:{mount.socket}", kinds=Kind.CREATE, origin=Origin.REMOTE)
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            (behind / "directory" / "new").touch()
+            await heard(group, {(Kind.CREATE, "directory/new")})
+        finally:
+            is_over.set()
+            await trio.to_thread.run_sync(writer.join)
+
+
+async def test_what_is_made_through_the_mount_where_nothing_is_heard_is_told_once(distant: tuple[Path, Mount]) -> None:
+    behind, mount = distant
+    async with open_group() as group:
+        await group.mark(f"unix:{mount.socket}", kinds=Kind.CREATE | Kind.DELETE | Kind.RENAME)
+        (mount.mountpoint / "directory" / "local").touch()
+        (mount.mountpoint / "directory" / "local").rename(mount.mountpoint / "renamed")
+        (behind / "directory" / "remote").touch()
+        events: list[Event] = []
+        with trio.fail_after(PATIENCE):
+            async for event in group:
+                events.append(event)
+                if event.path == "directory/remote":
+                    break
+    assert [(event.kind, event.path, event.origin) for event in events] == [
+        (Kind.CREATE, "directory/local", Origin.LOCAL),
+        (Kind.RENAME, "renamed", Origin.LOCAL),
+        (Kind.CREATE, "directory/remote", Origin.REMOTE),
+    ]

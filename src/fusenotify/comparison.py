@@ -8,7 +8,7 @@ inode number is and it was born before anything was missed, as inode numbers are
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -106,10 +106,14 @@ class Comparison:
             unseen.popleft()
             yield
 
+    def keep_stamps(self, directories: Iterable[Directory]) -> None:
+        """Forget the times of change that were seen, but for those in some directories."""
+        self._stamps = {one: self._stamps[one] for one in directories if one in self._stamps}
+
     # --- looking -----------------------------------------------------------------------------------------------------
 
     def look(
-        self, work: Collection[Directory], since: int, *, relist: bool, keep_names: bool, stamp: bool = False
+        self, work: Iterable[Directory], since: int, *, relist: bool, keep_names: bool, stamp: bool = False
     ) -> Iterator[list[EventRecord]]:
         """Find the differences of some directories, and what is in those that are new.
 
@@ -120,15 +124,13 @@ class Comparison:
             since: time in nanoseconds before which no change has been missed.
             relist: whether to list also those directories that have not changed since.
             keep_names: whether the stream will be told from the beginning of this on, and so may tell the same again.
-            stamp: whether `work` is all that is compared again and again, where nothing is heard. There a change is
-                known by its time being another one than before, as the clock may be somebody else's.
+            stamp: whether this is done again and again, as nothing is heard. Then a change is known by its time being
+                another one than before, as the clock may be somebody else's.
         """
         self._since = since
         self._places, self._new_by_wd, self._found = {}, {}, {}
         self._unread.clear()
         self._keeps_names, self._is_stamping = keep_names, stamp
-        if stamp:
-            self._stamps = {one: self._stamps[one] for one in work if one in self._stamps}
         late: list[Directory] = []
         for directory in sorted(work, key=_depth):
             if not (yield from self._look_at(directory, relist=relist)):

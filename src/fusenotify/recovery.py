@@ -26,6 +26,7 @@ from fusenotify.tree import Directory
 from fusenotify.watchers.inotify import InotifyWatcher
 
 _FEW: Final = 64  # directories whose names are kept until the stream has told of them again
+_ALONE: Final = 16  # directories that are looked at before something may be told of them
 _MUCH: Final = 1 << 20  # bytes of the stream that are not parsed to see if they can be told
 _OF_DIRECTORIES: Final = joiner.IN_CREATE | joiner.IN_DELETE | joiner.IN_MOVED_FROM | joiner.IN_MOVED_TO
 _OF_ITSELF: Final = joiner.IN_DELETE_SELF | joiner.IN_IGNORED
@@ -103,14 +104,25 @@ class Recovery:
     def look_at_deaf(self) -> Iterator[list[EventRecord]]:
         """Tell what has changed where nothing is heard; the stream has to have been told up to now.
 
-        Where something is heard meanwhile after all, nothing is told: it would not be in order.
+        Where something is told of these directories meanwhile after all, each look has to be short enough to be alone.
         """
         self._skipped_to, began = self._watcher.drain(), time.time_ns()
         self._translator.at(began)
-        yield from self._comparison.look(self.deaf, self._looked_at, relist=True, keep_names=False, stamp=True)
-        if self._is_settled(are_few=False) and not self._claims.concern(self._comparison.compared):
+        deaf = self.deaf
+        self._comparison.keep_stamps(deaf)
+        if (yield from self._look_alone(deaf)):
             self._looked_at = began
-            yield from self._comparison.tell()
+            return
+        for start in range(0, len(deaf), _ALONE):
+            yield from self._look_alone([one for one in deaf[start : start + _ALONE] if not one.gone])
+
+    def _look_alone(self, deaf: Collection[Directory]) -> Generator[list[EventRecord], None, bool]:
+        """Compare some directories and tell the differences, unless they are about to be told; return whether."""
+        yield from self._comparison.look(deaf, self._looked_at, relist=True, keep_names=False, stamp=True)
+        if not self._is_settled(are_few=False) or self._claims.concern(self._comparison.compared):
+            return False
+        yield from self._comparison.tell()
+        return True
 
     def see(self, has_untold: Callable[[], bool]) -> Iterator[None]:
         """Look at what has been told, for as long as there is nothing else to do."""
