@@ -252,8 +252,8 @@ async def test_an_overflow_while_it_recovers(mount: Mount) -> None:
     (mount.source / "end").unlink()
     assert differences(mirror, mount.source, mount.source) == {}
     state = json.loads(run("status", "--json", mount.mountpoint).stdout)
-    assert state["overflows"] == 3
-    assert 1 <= state["recoveries"] <= 3
+    assert state["overflows"] >= 2  # how many are still in the queue together is up to the scheduler
+    assert 1 <= state["recoveries"] <= state["overflows"]
 
 
 async def test_an_idle_tree_stays_idle_after_a_recovery(mount: Mount) -> None:

@@ -218,8 +218,8 @@ class Comparison:
         """Find out which directory it is that was not known to be here."""
         path = self._path_of(parent)
         reached = self._crawler.reach(_joined(path, name)) if path is not None else None
-        if reached is None:
-            return  # gone again: the stream tells
+        if reached is None or (reached.fd is None and name in parent.children):
+            return  # gone again, which the stream tells; or out of reach for now
         wd = None
         if reached.fd is not None:
             wd = self._watcher.watch(reached.fd, reached.key)
@@ -277,8 +277,8 @@ class Comparison:
 
     def tell(self) -> Iterator[list[EventRecord]]:
         """Tell what was found: directories first, from above; what has gone last, as it may have been moved."""
-        by_depth = sorted((path.count(b"/"), path, one) for one in self._places if (path := self._path_of(one)))
-        for _, _, directory in by_depth:
+        depths = {one: path.count(b"/") for one in self._places if (path := self._path_of(one)) is not None}
+        for directory in sorted(depths, key=lambda one: depths[one]):
             yield from self._put_in_place(directory, *self._places[directory])
         sources = self._sources()
         for directory, difference in self._found.items():

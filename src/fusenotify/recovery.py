@@ -74,6 +74,8 @@ class Recovery:
         while True:
             since = self._watcher.heard_until(self.told_to)
             touched = yield from self._skip()
+            if touched is None:
+                yield from self._translator.lose(time.time_ns())  # again
             dirty = touched if dirty is not None else None
             yield from self._settle(self._skipped_to)
             if self.root_gone:
