@@ -58,7 +58,8 @@ class Comparison:
     """Looks at directories and tells what listeners do not know yet.
 
     Attributes:
-        compared: the directories that the last run has looked at.
+        compared: the directories that the last look has reached.
+        unreached: those that it has not: by then they had moved again, or had gone.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Comparison:
         arrivals: Arrivals,
     ) -> None:
         self.compared: set[Directory] = set()
+        self.unreached: set[Directory] = set()
         self._backing = backing
         self._watcher = watcher
         self._crawler = crawler
@@ -136,8 +138,10 @@ class Comparison:
             if not (yield from self._look_at(directory, relist=relist)):
                 late.append(directory)  # it has moved, or one above it has: by the end it is known where to
             yield []
+        self.unreached.clear()
         for directory in late:
-            yield from self._look_at(directory, relist=relist)
+            if not (yield from self._look_at(directory, relist=relist)):
+                self.unreached.add(directory)
         self.compared = set(self._found)
 
     def _look_at(self, directory: Directory, *, relist: bool) -> Generator[list[EventRecord], None, bool]:

@@ -70,25 +70,27 @@ class Recovery:
         """
         self.told_to, self.root_gone = position, False
         yield from self._translator.lose(time.time_ns())
+        since = self._watcher.heard_until(position)
         dirty: set[Directory] | None = None
         while True:
-            since = self._watcher.heard_until(self.told_to)
             touched = yield from self._skip()
             if touched is None:
                 yield from self._translator.lose(time.time_ns())  # again
-            dirty = touched if dirty is not None else None
+            dirty = dirty | touched if dirty is not None and touched is not None else None
             yield from self._settle(self._skipped_to)
             if self.root_gone:
                 return
             self._crawler.start_over()
-            work = list(self._tree.root.below() if dirty is None else dirty)
+            work = list(self._tree.root.below() if dirty is None else filter(self._tree.contains, dirty))
             is_few = len(work) <= _FEW
             yield from self._comparison.look(work, since, relist=relist or dirty is not None, keep_names=is_few)
             yield from self._comparison.tell()
             self.told_to = self._skipped_to
             if self._is_settled(are_few=is_few):
                 break
-            dirty, relist = set(), False
+            dirty, relist = set(self._comparison.unreached), False
+            if not dirty:
+                since = self._watcher.heard_until(self.told_to)
         self.done += 1
 
     @property
@@ -166,10 +168,12 @@ class Recovery:
         for _, wd, mask, _, _ in self._stream.pending():
             if mask & joiner.IN_Q_OVERFLOW:
                 return False
-            if self._tree.by_wd.get(wd) in self._comparison.compared:
-                is_of_directory = mask & joiner.IN_ISDIR and mask & _OF_DIRECTORIES
-                if not are_few or is_of_directory or mask & _OF_ITSELF:
-                    return False
+            is_of_directory = mask & joiner.IN_ISDIR and mask & _OF_DIRECTORIES
+            if is_of_directory and self._comparison.unreached:
+                return False  # they may be where that has moved to
+            is_exact = are_few and not is_of_directory and not mask & _OF_ITSELF
+            if not is_exact and self._tree.by_wd.get(wd) in self._comparison.compared:
+                return False
         return True
 
 
