@@ -32,7 +32,7 @@ from fusenotify.protocol import (
     Sync,
     Welcome,
 )
-from fusenotify.status import Status
+from fusenotify.status import Histogram, Status
 from fusenotify.tree import Directory
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class Services:
         caught_up: waits until every change on the backing tree made before is queued.
         quiet: waits until every request of the mount made before is carried out.
         status: tells how the daemon is.
+        sent: where it is noted how long events took from being told until handed to a client.
     """
 
     groups: Groups
@@ -65,6 +66,7 @@ class Services:
     caught_up: Callable[[], Awaitable[None]]
     quiet: Callable[[], Awaitable[None]]
     status: Callable[[], Status]
+    sent: Histogram
 
 
 class Peer:
@@ -269,6 +271,8 @@ class Peer:
             if len(frame) <= room:
                 queue.pop()
                 self._group.note_room()
+                last = batch.records[-1]
+                self._services.sent.note((time.time_ns() - last.time_ns) * 1e-9, len(batch))
                 return frame
             if len(batch) == 1:
                 if required:

@@ -17,8 +17,11 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup, TaskStatus
 from msgspec.structs import replace
 
+from fusenotify.arrivals import Arrivals
 from fusenotify.backing import Backing
+from fusenotify.claims import Claims
 from fusenotify.client.marks import BATCH, Mark, Question, Source, only_one
+from fusenotify.comparison import Comparison
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes
 from fusenotify.errors import DaemonGone, EnvironmentProblem, NotAMount, NotPermitted
@@ -29,9 +32,12 @@ from fusenotify.groups import Groups
 from fusenotify.hearing import Hearing
 from fusenotify.mountinfo import read_mounts
 from fusenotify.protocol import DIR, REMOTE_ORIGIN, SUBTREE, AddMark, Done, Recount, RemoveMark, Sync
+from fusenotify.recovery import Recovery
 from fusenotify.root import Root
+from fusenotify.snapshot import Snapshot
 from fusenotify.stream import Stream
 from fusenotify.targets import LocalTarget
+from fusenotify.telling import Teller
 from fusenotify.translation import Translator
 from fusenotify.tree import ROOT_PATH, Tree
 from fusenotify.watchers.inotify import InotifyWatcher
@@ -92,14 +98,24 @@ class LocalTree:
         stack.callback(backing.close)
         self._watcher = InotifyWatcher()
         stack.callback(self._watcher.close)
-        filesystems, echoes, stream = Filesystems(self._root_path), Echoes(), Stream(self._watcher)
-        self._tree = Tree(backing.root_key)
-        crawler = Crawler(backing, self._watcher, stream, self._tree, filesystems, recursive=recursive)
-        exchanges = Exchanges(backing, stream, crawler, self._tree, echoes)
-        self._translator = Translator(backing, self._watcher, stream, crawler, exchanges, self._tree, echoes)
-        self._groups = Groups(self._tree, owner=os.geteuid(), watch_other=False)
+        filesystems, echoes, stream, snapshot = (
+            Filesystems(self._root_path),
+            Echoes(),
+            Stream(self._watcher),
+            Snapshot(),
+        )
+        self._tree = tree = Tree(backing.root_key)
+        crawler = Crawler(backing, self._watcher, stream, tree, filesystems, snapshot, recursive=recursive)
+        exchanges = Exchanges(backing, stream, crawler, tree, echoes)
+        claims = Claims(backing, tree, echoes)
+        self._teller = teller = Teller(snapshot)
+        arrivals = Arrivals(crawler, teller, snapshot)
+        self._translator = Translator(self._watcher, stream, crawler, exchanges, tree, claims, teller, arrivals)
+        comparison = Comparison(backing, self._watcher, crawler, tree, snapshot, teller, arrivals)
+        recovery = Recovery(self._watcher, stream, crawler, claims, self._translator, comparison)
+        self._groups = Groups(tree, owner=os.geteuid(), watch_other=False)
         self._hearing = Hearing(
-            self._watcher, stream, self._translator, crawler, exchanges, echoes, self._groups, lambda function: function
+            self._watcher, stream, self._translator, recovery, crawler, claims, self._groups, lambda function: function
         )
         self._root = Root(backing, self._root_path, filesystems)
         self._hearing.before_crawl = self._keep_out_of_mounts
@@ -151,12 +167,12 @@ class LocalTree:
             case Recount(_, number, path):
                 await self._hearing.caught_up()
                 below = path.removeprefix(self._prefix) if path is not None else None
-                self._group.recount(number, below, self._translator.seq, time.time_ns())
+                self._group.recount(number, below, self._teller.seq, time.time_ns())
             case Sync():
                 await self._hearing.caught_up()
             case _:
                 raise NotAMount(f"{self.target.given} is not on a fusenotify mount")
-        return Done(message.request, self._translator.seq)
+        return Done(message.request, self._teller.seq)
 
     async def mark(self, message: AddMark, make: Callable[[Done], Mark]) -> Mark:
         """Add a mark on the whole tree, which is what was marked."""
@@ -249,8 +265,8 @@ class LocalTree:
         return replace(record, old_path=None)
 
     def _on_overflow(self, record: EventRecord) -> EventRecord:
-        """Have everything told anew that the kernel, or whoever reads too slowly, has lost."""
-        if record.reason != Reason.RESTART:
+        """Have everything told anew where whoever reads was too slow."""
+        if record.reason == Reason.QUEUE:  # what the kernel has lost the event path finds out
             self._owed.update(self.marks)
         return replace(record, path=os.fsencode(self._root_path))
 
