@@ -19,7 +19,7 @@ from unittest import mock
 
 import anyio
 
-from fusenotify import Kind, Origin, Scope, _linux, client, open_group, targets
+from fusenotify import Kind, Origin, Scope, _linux, open_group, targets
 from fusenotify.client import Group
 from fusenotify.events import Event, kind_name, parse_kinds
 from tests.harness import PATIENCE, Mount, mounted
@@ -312,7 +312,7 @@ def play(script: Script, directory: Path) -> dict[str, list[Line]]:
 
 async def _play(script: Script, player: Player, mount: Mount) -> dict[str, list[Line]]:
     places = {"queue file": f"{mount.mountpoint}/", "unix socket": f"unix:{mount.socket}//"}
-    with mock.patch.object(client, "resolve", _resolve), anyio.fail_after(PATIENCE):
+    with mock.patch("fusenotify.client.group.resolve_any", _resolve), anyio.fail_after(PATIENCE):
         async with contextlib.AsyncExitStack() as stack:
             groups = {name: await stack.enter_async_context(open_group()) for name in places}
             for command in script.commands:

@@ -322,6 +322,54 @@ def test_output_goes_to_a_file_too(mount: Mount, directory: Path) -> None:
     assert (directory / "out").read_text() == "remote create      x/\n"
 
 
+@pytest.mark.parametrize(("as_json", "code"), [(True, 4), (False, 4)], ids=["json", "text"])
+def test_a_full_disk_behind_standard_output_is_4_and_says_so(mount: Mount, as_json: bool, code: int) -> None:
+    command = [*FUSENOTIFY, "watch", *["--json"] * as_json, str(mount.mountpoint)]
+    with open("/dev/full", "wb") as full, subprocess.Popen(command, stdout=full, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        if not as_json:
+            assert b"watching" in process.stderr.readline()
+            (mount.source / "x").mkdir()
+        assert process.wait(PATIENCE) == code
+        said = process.stderr.read()
+    assert said == b"fusenotify: cannot write to standard output: No space left on device\n"
+
+
+def test_other_commands_say_so_too(mount: Mount) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*FUSENOTIFY, "status", "--json", mount.mountpoint],
+            stdout=full, stderr=subprocess.PIPE, timeout=PATIENCE, check=False,
+        )  # fmt: skip
+    assert done.returncode == 4
+    assert done.stderr == b"fusenotify: cannot write to standard output: No space left on device\n"
+
+
+def test_without_standard_output_there_is_nothing_to_watch_for(mount: Mount) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *FUSENOTIFY, "watch", mount.mountpoint],
+        stderr=subprocess.PIPE, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4
+    assert done.stderr == b"fusenotify: standard output is closed, so there is nowhere to print to\n"
+
+
+def test_several_targets_are_named(mount: Mount, directory: Path) -> None:
+    command = [*FUSENOTIFY, "watch", "--events", "2", "--kinds", "create", str(mount.mountpoint), f"{mount.source}/sub"]
+    (mount.source / "sub").mkdir()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert "watching" in process.stderr.readline()
+        (mount.source / "sub" / "x").mkdir()
+        assert sorted(process.stdout) == sorted(
+            [
+                f"{mount.mountpoint}: remote create      sub/x/\n",
+                f"{mount.source}/sub: local  create      {mount.source}/sub/x/\n",
+            ]
+        )
+
+
 def test_a_reader_that_pauses_loses_nothing(mount: Mount) -> None:
     with subprocess.Popen(
         [*FUSENOTIFY, "watch", "--json", "--events", "5000", mount.mountpoint], stdout=subprocess.PIPE, text=True
@@ -349,10 +397,9 @@ def test_interrupt(mount: Mount, watching: Start) -> None:
         (["--kinds", "create,frobnicate", "MOUNT"], 2, "'frobnicate' is no kind"),
         (["--kinds", "", "MOUNT"], 2, "is no kind"),
         (["--kinds", "open", "MOUNT"], 2, "cannot be asked for yet: open"),
-        (["MOUNT/file"], 2, "file"),
         (["MOUNT/nothing"], 2, "does not exist"),
-        (["TMP"], 4, "not on a fusenotify mount"),
-        (["MOUNT", "TMP"], 4, "not on a fusenotify mount"),
+        ([""], 2, "an empty text"),
+        (["--origin", "remote", "MOUNT", "TMP"], 4, "not on a fusenotify mount"),
         (["unix:TMP/nothing"], 5, "nobody listens"),
         (["tls://localhost:1"], 2, "is no target"),
     ],
@@ -361,7 +408,6 @@ def test_interrupt(mount: Mount, watching: Start) -> None:
 def test_watching_what_cannot_be_watched(
     mount: Mount, tmp_path: Path, arguments: list[str], code: int, text: str
 ) -> None:
-    (mount.source / "file").touch()
     places = [argument.replace("MOUNT", str(mount.mountpoint)).replace("TMP", str(tmp_path)) for argument in arguments]
     refused(code, text, "watch", "--json", *places)
 

@@ -33,7 +33,7 @@ from fusenotify import (
 )
 from fusenotify.client import open_group, watch
 from fusenotify.events import EventRecord
-from fusenotify.queue import Queue
+from fusenotify.targets import Target
 from tests.harness import FUSENOTIFY, PATIENCE, Mount, Watch, mounted, run
 
 T = TypeVar("T")
@@ -414,11 +414,11 @@ def test_the_task_that_reads_an_answer_and_the_first_event_behind_it_knows_the_m
     """Although it is another task that has asked for the mark, and that one has not had a turn yet."""
 
     async def main() -> None:
-        connection = client.Connection(Scripted(), Queue(10))
+        connection = client.Connection(Target("x", "x", b"."), Scripted(), 10, lambda _: None)
         told: list[Event] = []
 
         def make(done: protocol.Done) -> client.Mark:
-            return client.Mark("x", Scope.DIR, Kind.DEFAULT, Origin.ANY, f"c:e:{done.seq}", connection, 1)
+            return client.Mark("x", Scope.DIR, Kind.DEFAULT, Origin.ANY, f"c:e:{done.seq}", 1, "x")
 
         async def iterate() -> None:
             await connection.read()
@@ -455,7 +455,7 @@ def test_a_cancelled_request_leaves_the_group_as_it_was(mount: Mount, go: Run[No
     async def main() -> None:
         async with open_group() as group:
             await group.mark(mount.mountpoint)
-            connection = next(iter(group._connections.values()))
+            connection = next(iter(group._sources.values()))
             for _ in range(20):
                 with anyio.move_on_after(0):
                     await group.sync()
@@ -466,6 +466,7 @@ def test_a_cancelled_request_leaves_the_group_as_it_was(mount: Mount, go: Run[No
             await group.sync()
             assert brief(await until(group, "x")) == [("create", "x")]
             assert len(connection.marks) == 1
+            assert isinstance(connection, client.Connection)
             assert connection._answers == {}
             assert connection._marking == {}
 
@@ -499,14 +500,14 @@ def test_leaving_the_group_ends_those_who_iterate(mount: Mount, go: Run[None]) -
 def test_a_full_queue_has_one_overflow_in_its_place(mount: Mount, go: Run[None]) -> None:
     async def main() -> None:
         async with open_group(limit=10) as group, open_group() as witness:
-            await group.mark(mount.mountpoint)
+            mark = await group.mark(mount.mountpoint)
             await witness.mark(mount.mountpoint)
             for n in range(30):
                 (mount.source / f"{n}").mkdir()
             await witness.sync()
             told = [event async for event in first(group, 11)]
             assert [event.path for event in told] == [f"{n}" for n in range(10)] + [None]
-            assert (told[10].kind, told[10].reason, told[10].mark) == (Kind.OVERFLOW, Reason.QUEUE, None)
+            assert (told[10].kind, told[10].reason, told[10].mark) == (Kind.OVERFLOW, Reason.QUEUE, mark)
             assert told[10].cursor == told[9].cursor
             (mount.source / "after").mkdir()
             assert brief(await until(group, "after")) == [("create", "after")]
@@ -532,12 +533,12 @@ def test_wrong_targets(mount: Mount, go: Run[None], tmp_path: Path) -> None:
     (mount.source / "file").touch()
     (tmp_path / "no-socket").touch()
     wrong: list[tuple[str | Path, type[Exception], str]] = [
-        (tmp_path, NotAMount, "not on a fusenotify mount"),
-        (tmp_path / "no-socket", NotAMount, "not on a fusenotify mount"),
-        ("/proc/self", NotAMount, "not on a fusenotify mount"),
+        ("", errors.UsageError, "an empty text"),
+        (tmp_path / "no-socket", errors.UsageError, "no directory"),
+        (tmp_path / "no-socket" / "below", errors.UsageError, "does not exist"),
         (tmp_path / "nothing", errors.UsageError, "does not exist"),
         (mount.mountpoint / "nothing", errors.UsageError, "does not exist"),
-        (mount.mountpoint / "file", errors.UsageError, "file is no directory"),
+        (mount.mountpoint / "file", errors.UsageError, "is no directory"),
         ("http://localhost", errors.UsageError, "no target"),
         ("unix:", errors.UsageError, "no target"),
         (f"unix:{tmp_path}/nothing", DaemonGone, "nobody listens"),
@@ -549,11 +550,46 @@ def test_wrong_targets(mount: Mount, go: Run[None], tmp_path: Path) -> None:
             for target, error, text in wrong:
                 with pytest.raises(error, match=text):
                     await group.mark(target)
+            with pytest.raises(NotAMount, match="not on a fusenotify mount"):
+                await group.mark(tmp_path, origin=Origin.REMOTE)
             with pytest.raises(errors.UsageError, match="cannot be asked for"):
                 await group.mark(mount.mountpoint, kinds=Kind.ALL)
             await group.mark(mount.mountpoint)  # none of this was the end of it
             (mount.source / "x").mkdir()
             assert brief(await until(group, "x")) == [("create", "x")]
+
+    go(main)
+
+
+def test_a_group_that_is_not_open_says_so(mount: Mount, go: Run[None]) -> None:
+    async def main() -> None:
+        group = open_group()
+        with pytest.raises(errors.UsageError, match="not open"):
+            await group.mark(mount.mountpoint)
+        async with group:
+            mark = await group.mark(mount.mountpoint)
+        for use in (group.mark(mount.mountpoint), group.unmark(mark), group.sync(), group.batch()):
+            with pytest.raises(errors.UsageError, match="not open"):
+                await use
+        await count_of_groups(mount, 0)
+
+    go(main)
+
+
+def test_a_busy_daemon_does_not_keep_others_from_being_heard(mount: Mount, second: Mount, go: Run[None]) -> None:
+    """Although there is always more of it when the consumer comes back."""
+
+    async def main() -> None:
+        async with watch(mount.mountpoint, second.mountpoint) as group, open_group() as witness:
+            await witness.mark(mount.mountpoint)
+            (second.source / "seldom").mkdir()
+            told: list[str | None] = []
+            for number in range(20):
+                for name in range(5):
+                    (mount.source / f"{number} {name}").mkdir()
+                await witness.sync()
+                told += [event.path for event in await group.batch()]
+            assert "seldom" in told
 
     go(main)
 

@@ -109,6 +109,71 @@ def paths(group: Group) -> list[bytes | None]:
     return [one.path for _, one in drained(group)]
 
 
+# --- what is told anew ---------------------------------------------------------------------------------------------
+
+
+def recounted(world: World, group: Group, path: bytes | None = None, number: int = 1) -> list[bytes | None]:
+    group.recount(number, path, world.seq, 0)
+    world._pay()
+    told = [one for _, one in drained(group)]
+    assert all(one.kind == CREATE and one.flags & RECOVERED and one.seq == world.seq for one in told)
+    return [one.path for one in told]
+
+
+def test_a_recount_tells_what_a_mark_reaches() -> None:
+    world = World(b"a", b"a/b", b"c")
+    world.below = {b".": [(b"a", True), (b"c", True), (b"f", False)], b"a": [(b"b", True)], b"a/b": [(b"x", False)]}
+    group = world.open()
+    world.mark(group)
+    assert recounted(world, group) == [b"a", b"c", b"f", b"a/b", b"a/b/x"]
+    assert recounted(world, group, b"a") == [b"a/b", b"a/b/x"]
+    assert recounted(world, group, b"not there any more") == [b"a", b"c", b"f", b"a/b", b"a/b/x"]
+    world.mark(group, scope="dir")
+    assert recounted(world, group) == [b"a", b"c", b"f"]
+    world.mark(group, b"a")
+    assert recounted(world, group, b"c") == recounted(world, group) == [b"a/b", b"a/b/x"]
+    inner = world.open(b"a")
+    world.mark(inner)
+    assert recounted(world, inner) == [b"b", b"b/x"]
+    with pytest.raises(UsageError, match="no mark 9"):
+        group.recount(9, None, 0, 0)
+
+
+def test_what_is_asked_for_many_times_is_owed_once() -> None:
+    world = World(b"a", b"a/b")
+    group = world.open()
+    world.mark(group)
+    for _ in range(100):
+        group.recount(1, None, 0, 0)
+    assert len(world.groups.debts) == 3
+    world._pay()
+    group.recount(1, None, 0, 0)
+    assert len(world.groups.debts) == 3
+
+
+def test_debts_wait_until_half_of_the_queue_has_been_read() -> None:
+    world = World(b"a", b"b")
+    world.below = {b"a": [(b"%d" % n, False) for n in range(8)], b"b": [(b"%d" % n, False) for n in range(8)]}
+    group = world.open(limit=10)
+    world.mark(group)
+    wakes: list[int] = []
+    group.on_debts = lambda: wakes.append(1)
+    group.recount(1, None, 0, 0)
+    debts = world.groups.debts
+    while debts:
+        debt = debts.popleft()
+        entries = world.below.get(debt.directory.path, [])
+        if not group.defer(debt, len(entries)):
+            group.pay(debt, entries)
+    assert len(group.queue) == 8
+    group.note_room()
+    assert not debts
+    assert len(drained(group)) == 8
+    group.note_room()
+    assert [debt.directory.path for debt in debts] != []
+    assert len(wakes) == 2
+
+
 # --- filters -------------------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from fusenotify.protocol import (
     Events,
     FrameBuffer,
     Hello,
+    Recount,
     Refusal,
     RemoveMark,
     Report,
@@ -48,13 +49,15 @@ GOLDEN: list[tuple[protocol.Request | protocol.Reply, str]] = [
     (Hello(1, 131072), "0d000000 93 a568656c6c6f 01 ce00020000"),
     (
         AddMark(1, 2, b".", "subtree", DEFAULT, 3),
-        "18000000 99 a46d61726b 01 02 c4012e a773756274726565 ccff 03 c0 c0",
+        "1a000000 9b a46d61726b 01 02 c4012e a773756274726565 ccff 03 c0 c0 c2 c2",
     ),
     (
         AddMark(300, 2, b"a/\xff", "dir", CREATE | RENAME, 2, 4711, (0, 1000)),
-        "1d000000 99 a46d61726b cd012c 02 c403612fff a3646972 21 02 cd1267 92 00 cd03e8",
+        "1f000000 9b a46d61726b cd012c 02 c403612fff a3646972 21 02 cd1267 92 00 cd03e8 c2 c2",
     ),
     (RemoveMark(3, 2), "0a000000 93 a6756e6d61726b 03 02"),
+    (Recount(3, 2), "0c000000 94 a77265636f756e74 03 02 c0"),
+    (Recount(3, 2, b"a"), "0e000000 94 a77265636f756e74 03 02 c40161"),
     (Sync(4), "07000000 92 a473796e63 04"),
     (AskStatus(5), "09000000 92 a6737461747573 05"),
     (Welcome(1, "0a1b2c3d4e5f"), "17000000 93 a777656c636f6d65 01 ac306131623263336434653566"),
@@ -85,7 +88,7 @@ GOLDEN: list[tuple[protocol.Request | protocol.Reply, str]] = [
 
 
 def is_request(message: object) -> bool:
-    return isinstance(message, Hello | AddMark | RemoveMark | Sync | AskStatus)
+    return isinstance(message, Hello | AddMark | RemoveMark | Recount | Sync | AskStatus)
 
 
 def payload_of(frame: bytes) -> bytes:
@@ -124,6 +127,7 @@ messages: st.SearchStrategy[Any] = st.one_of(
         st.none() | st.lists(numbers, max_size=5).map(tuple),
     ),
     st.builds(RemoveMark, numbers, numbers),
+    st.builds(Recount, numbers, numbers, st.none() | st.binary()),
     st.builds(Sync, numbers),
     st.builds(AskStatus, numbers),
     st.builds(Welcome, numbers, texts),

@@ -55,7 +55,11 @@ class Crawler:
         tree: Tree,
         filesystems: Filesystems,
         snapshot: Snapshot,
+        *,
+        recursive: bool = True,
     ) -> None:
+        """Start with nothing watched; unless `recursive`, nothing but the root ever is."""
+        self._recursive = recursive
         self._snapshot = snapshot
         self._filesystems = filesystems
         self._backing = backing
@@ -82,7 +86,7 @@ class Crawler:
         `made` is the watch of a directory that an operation of ours made: it is known, whatever it is called by now.
         """
         known = self._watcher.adoption_by(made) if made is not None else None
-        stack = [(parent, name)]
+        stack = [(parent, name)] if self._recursive else []
         while stack:
             parent, name = stack.pop()
             adoption, known = known or self._adopt_as(parent, name), None

@@ -47,10 +47,12 @@ class Origin(StrEnum):
 
 
 class Scope(StrEnum):
-    """How far a mark reaches: the entries of one directory, or everything below it."""
+    """How far a mark reaches: the object itself, the entries of a directory, what is below it, the whole mount."""
 
+    INODE = "inode"
     DIR = "dir"
     SUBTREE = "subtree"
+    FILESYSTEM = "filesystem"
 
 
 class Reason(StrEnum):
@@ -114,7 +116,7 @@ class Event:
     """One change, as an iterator of the library yields it. Read-only.
 
     Attributes:
-        mark: the mark that let it through; None for what concerns the whole group (overflow, unmount).
+        mark: the mark that let it through; for an overflow or unmount the only mark on that tree, None if it has more.
         record: the event as it was sent.
     """
 

@@ -77,12 +77,12 @@ class Mark:
 
 @dataclass(slots=True)
 class Debt:
-    """What is in a directory that has come into a group's reach from elsewhere in the tree, and is still to be told.
+    """What is in a directory and is still to be told to a group, which knows nothing of it or has asked for it anew.
 
     Attributes:
         group: the group.
         directory: the directory; it may have been renamed again.
-        cause: the rename that brought it.
+        cause: the rename that brought it into the group's reach; of what was asked for, a stand-in.
         tries: how often it could not be looked at.
     """
 
@@ -100,6 +100,7 @@ class Group:
         base: the directory below which it sees anything, and which its paths are relative to.
         queue: what it has not read.
         on_queued: called when something was queued.
+        on_debts: called when it has become possible to pay debts, or to go on with it.
     """
 
     def __init__(self, uid: int, tree: Tree, base: Directory, limit: int, debts: deque[Debt]) -> None:
@@ -107,8 +108,11 @@ class Group:
         self.base = base
         self.queue = Queue(limit)
         self.on_queued: Callable[[], None] = lambda: None
+        self.on_debts: Callable[[], None] = lambda: None
         self._tree = tree
         self._debts = debts
+        self._deferred: list[Debt] = []  # debts that wait for room in the queue
+        self._recounted: set[Directory] = set()  # what was asked for and has not been told yet
         self._marks: dict[int, Mark] = {}
         self._undivided: int | None = None  # the number of the one mark that takes everything
 
@@ -129,6 +133,46 @@ class Group:
         if self._marks.pop(number, None) is None:
             raise UsageError(f"this group has no mark {number}")
         self._note_marks()
+
+    def recount(self, number: int, path: bytes | None, seq: int, time_ns: int) -> None:
+        """Owe the group everything that is in a mark's reach, or what of it is below a path, if that is still there.
+
+        Raises:
+            UsageError: there is no such mark.
+        """
+        mark = self._marks.get(number)
+        if mark is None:
+            raise UsageError(f"this group has no mark {number}")
+        start = self._tree.find(path, self.base) if path is not None else None
+        if start is None or not start.is_below(mark.directory):
+            start = mark.directory
+        cause = EventRecord(seq, time_ns, events.CREATE, 0, start.path)
+        for directory in start.below() if mark.subtree else (start,):
+            if directory not in self._recounted:  # however often it is asked for, it is owed once
+                self._recounted.add(directory)
+                self._debts.append(Debt(self, directory, cause))
+        self.on_debts()
+
+    def defer(self, debt: Debt, count: int) -> bool:
+        """Put a debt off if there is no room for so many events; return whether there is none.
+
+        What a queue could never hold is told as far as it goes.
+        """
+        if len(self.queue) + count <= self.queue.limit or not len(self.queue):
+            return False
+        self._deferred.append(debt)
+        return True
+
+    def write_off(self, debt: Debt) -> None:
+        """Take note that a debt is not owed any more."""
+        self._recounted.discard(debt.directory)
+
+    def note_room(self) -> None:
+        """Have debts paid that were put off, once half of the queue has been read."""
+        if self._deferred and len(self.queue) * 2 <= self.queue.limit:
+            self._debts.extend(self._deferred)
+            self._deferred.clear()
+            self.on_debts()
 
     def _note_marks(self) -> None:
         marks = list(self._marks.values())
@@ -223,6 +267,7 @@ class Group:
 
     def pay(self, debt: Debt, entries: Iterable[tuple[bytes, bool]]) -> None:
         """Queue a create for every entry of a directory that has come into reach, as far as the marks want to know."""
+        self.write_off(debt)
         cause, prefix = debt.cause, debt.directory.prefix
         flags = cause.flags & LOCAL | RECOVERED
         records = [
@@ -255,11 +300,13 @@ class Groups:
 
     Attributes:
         debts: what has come into some group's reach and is still to be told.
+        on_debts: called when there are new ones that no event announces.
     """
 
     def __init__(self, tree: Tree, owner: int, watch_other: bool) -> None:
         """Start without groups; subtrees are for root and `owner`, unless `watch_other`."""
         self.debts: deque[Debt] = deque()
+        self.on_debts: Callable[[], None] = lambda: None
         self._tree = tree
         self._owner = owner
         self._watch_other = watch_other
@@ -279,6 +326,7 @@ class Groups:
         if uid != 0 and sum(group.uid == uid for group in self._groups) >= MOST_GROUPS_PER_UID:
             raise LimitReached(f"user {uid} has {MOST_GROUPS_PER_UID} groups open, which is the limit; close some")
         group = Group(uid, self._tree, base, limit or DEFAULT_LIMIT, self.debts)
+        group.on_debts = self.on_debts
         self._groups[group] = None
         return group
 

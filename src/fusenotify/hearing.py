@@ -1,7 +1,8 @@
 """The event path's engine: from the watcher's bytes to the groups, one batch after the other.
 
 One task waits for the inotify descriptor and empties the kernel's queue; another works through the buffer. Handlers of
-file operations never wait for either.
+file operations never wait for either. It runs under trio, in the daemon, and under asyncio as well: a client's marks on
+other filesystems are heard in the client's own process.
 """
 
 import logging
@@ -9,7 +10,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import trio
+import anyio
+import anyio.lowlevel
 
 from fusenotify.claims import Claims
 from fusenotify.crawler import Crawler
@@ -65,7 +67,7 @@ class Hearing:
         self._claims = claims
         self._crawler = crawler
         self._exchanges = translator.exchanges
-        self.before_crawl: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.before_crawl: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
         self._groups = groups
         self.latency = Histogram()
         self._read_at = time.monotonic()  # when what is being told was read from the kernel
@@ -73,17 +75,18 @@ class Hearing:
         self._joiner = Joiner()
         self._held: list[Item] = []  # a rename that may be half an exchange, or a pair that may be a whole one
         self._held_until = 0.0
-        self._work = trio.Event()
+        self._work = anyio.Event()
         self._processed = 0
         self._passed_on = 0  # the position up to which the joiner has been fed
         self._last_call: int | None = None  # the position up to which a partner is looked for after its time
         self._patience: tuple[float, int] | None = None  # until when, and for what up to which position, we wait
         self._slice_end = 0.0
-        self._waiters: list[tuple[int, trio.Event]] = []
+        self._waiters: list[tuple[int, anyio.Event]] = []
         self._has_to_start_over = False
         self._next_look = 0.0  # at the directories that are deaf
         self.wake = on_loop(self._wake)  # to be called when there may be something to tell
         watcher.on_data = self.wake
+        groups.on_debts = self._wake
 
     async def crawl(self) -> None:
         """Set every watch; from then on no change is missed."""
@@ -94,10 +97,10 @@ class Hearing:
 
     async def run(self) -> None:
         """Publish changes for as long as the daemon runs."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._listen)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._listen)
             while True:
-                self._work = trio.Event()
+                self._work = anyio.Event()
                 try:
                     if self._has_to_start_over:
                         self._has_to_start_over = False
@@ -141,7 +144,7 @@ class Hearing:
         position = self._watcher.drain()
         if self._processed >= position and not self._unsettled:
             return
-        done = trio.Event()
+        done = anyio.Event()
         self._waiters.append((position, done))
         self._work.set()
         await done.wait()
@@ -159,15 +162,15 @@ class Hearing:
         if not self._recovery.has_deaf or self._translator.root_gone:
             await self._work.wait()
             return
-        with trio.move_on_at(self._next_look):
+        with anyio.CancelScope(deadline=self._next_look):
             await self._work.wait()
-        began = trio.current_time()
+        began = anyio.current_time()
         if began >= self._next_look and not self._has_untold:
             await self.before_crawl()
             for records in self._recovery.look_at_deaf():
                 self._publish(records)
                 await self._take_turns()
-            now = trio.current_time()
+            now = anyio.current_time()
             self._next_look = now + max(_DEAF_INTERVAL, _DEAF_SHARE * (now - began))
 
     async def _recover(self, *, relist: bool) -> None:
@@ -191,7 +194,7 @@ class Hearing:
     async def _take_turns(self) -> None:
         """Let others work when this has gone on for a while."""
         if time.perf_counter() >= self._slice_end:
-            await trio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()
             self._watcher.drain()
             self._slice_end = time.perf_counter() + _SLICE
 
@@ -201,7 +204,7 @@ class Hearing:
 
     async def _listen(self) -> None:
         while True:
-            await trio.lowlevel.wait_readable(self._watcher.fileno())
+            await anyio.wait_readable(self._watcher.fileno())
             self._watcher.drain()
 
     async def _work_off(self) -> None:
@@ -228,13 +231,13 @@ class Hearing:
     async def _await_partner(self) -> None:
         """Wait for more, but for no partner longer than it may take, however much else comes."""
         if self._patience is None:
-            self._patience = trio.current_time() + _PARTNER_TIMEOUT, self._watcher.drain()
+            self._patience = anyio.current_time() + _PARTNER_TIMEOUT, self._watcher.drain()
             self._last_call = None
         deadline, awaited_up_to = self._patience
-        self._work = trio.Event()
+        self._work = anyio.Event()
         position = self._watcher.drain()
-        if trio.current_time() < deadline:
-            with trio.move_on_at(deadline):
+        if anyio.current_time() < deadline:
+            with anyio.CancelScope(deadline=deadline):
                 await self._work.wait()
             return
         if self._last_call is None:
@@ -252,7 +255,7 @@ class Hearing:
             await self._translate(held[:end])
 
     def _has_waited_enough(self) -> bool:
-        return trio.current_time() >= self._held_until or not self._exchanges.lacks_half(self._held)
+        return anyio.current_time() >= self._held_until or not self._exchanges.lacks_half(self._held)
 
     async def _pass_on(self, items: list[Item]) -> None:
         """Translate items but for the renames at their end that what follows may show in another light."""
@@ -262,7 +265,7 @@ class Hearing:
         end = min(end, self._claims.until_known(items))
         if end < len(items):
             self._held = items[end:]
-            self._held_until = trio.current_time() + _HALF_TIMEOUT
+            self._held_until = anyio.current_time() + _HALF_TIMEOUT
             if not self._joiner.waiting:
                 self._patience = None  # what was waited for before has come
         await self._translate(items[:end])
@@ -273,24 +276,22 @@ class Hearing:
             await self._take_turns()
 
     async def _pay_debts(self) -> None:
-        """Tell groups what is in directories that have come into their reach, directory by directory."""
+        """Tell groups what is in directories that they are owed, directory by directory, as far as they have room."""
         debts = self._groups.debts
         unpaid: list[Debt] = []
         while debts:
             debt = debts.popleft()
-            if debt.directory.gone:
-                continue
-            entries = self._crawler.entries_of(debt.directory)
-            if self._has_untold and debt.tries < _MOST_TRIES:
-                # What was just seen is the present, and what is still to be told is told as of the past.
+            entries = None if debt.directory.gone else self._crawler.entries_of(debt.directory)
+            # What was just seen is the present, and what is still to be told is told as of the past.
+            is_early = self._has_untold or entries is None
+            if is_early and not debt.directory.gone and debt.tries < _MOST_TRIES:
                 debt.tries += 1
                 unpaid.append(debt)
-            elif entries is not None:
+            elif entries is None:
+                debt.group.write_off(debt)
+            elif not debt.group.defer(debt, len(entries)):
                 debt.group.pay(debt, entries)
                 await self._take_turns()
-            elif debt.tries < _MOST_TRIES:
-                debt.tries += 1
-                unpaid.append(debt)
         debts.extend(unpaid)
 
     async def _see(self) -> bool:

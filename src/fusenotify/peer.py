@@ -25,6 +25,7 @@ from fusenotify.protocol import (
     Locate,
     Location,
     Lookup,
+    Recount,
     RemoveMark,
     Report,
     Request,
@@ -167,6 +168,10 @@ class Peer:
                 return await self._mark(self._group, request)
             case RemoveMark():
                 self._group.remove(request.mark)
+            case Recount():
+                _check_path(request.path or b"")
+                await self._services.caught_up()
+                self._group.recount(request.mark, request.path, self._services.position(), time.time_ns())
             case Sync():
                 await self._services.quiet()
                 await self._services.caught_up()
@@ -265,6 +270,7 @@ class Peer:
             frame = protocol.encode_events(mark, batch)
             if len(frame) <= room:
                 queue.pop()
+                self._group.note_room()
                 last = batch.records[-1]
                 self._services.sent.note((time.time_ns() - last.time_ns) * 1e-9, len(batch))
                 return frame

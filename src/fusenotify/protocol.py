@@ -54,6 +54,8 @@ class AddMark(msgspec.Struct, tag="mark", array_like=True):
     origins: int
     exclude_pid: int | None = None
     uids: tuple[int, ...] | None = None
+    oneshot: bool = False
+    handles: bool = False
 
 
 class RemoveMark(msgspec.Struct, tag="unmark", array_like=True):
@@ -61,6 +63,14 @@ class RemoveMark(msgspec.Struct, tag="unmark", array_like=True):
 
     request: int
     mark: int
+
+
+class Recount(msgspec.Struct, tag="recount", array_like=True):
+    """Ask for a recovered create of everything in a mark's reach, or of what of it is below a path."""
+
+    request: int
+    mark: int
+    path: bytes | None = None
 
 
 class Sync(msgspec.Struct, tag="sync", array_like=True):
@@ -89,7 +99,7 @@ class Locate(msgspec.Struct, tag="locate", array_like=True):
     handle: str
 
 
-Request = Hello | AddMark | RemoveMark | Sync | AskStatus | Lookup | Locate
+Request = Hello | AddMark | RemoveMark | Recount | Sync | AskStatus | Lookup | Locate
 
 
 class Welcome(msgspec.Struct, tag="welcome", array_like=True):

@@ -11,7 +11,7 @@ import select
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
-import trio
+import anyio
 from inotify_simple import INotify, flags
 
 from fusenotify._linux import proc_path
@@ -42,14 +42,20 @@ class Root:
         """Return what has become of the root; `has_left` is whether the watcher has heard of its end."""
         return MOVED if has_left and self._state == IN_PLACE else self._state
 
-    async def run(self, mountpoint: str, on_gone: Callable[[], Awaitable[None]], on_mounts: Callable[[], None]) -> None:
-        """Call `on_gone` once, when the root has been deleted or unmounted; `mountpoint` is where it is shown.
+    async def run(
+        self, mountpoint: str | None, on_gone: Callable[[], Awaitable[None]], on_mounts: Callable[[], None]
+    ) -> None:
+        """Follow what becomes of the root, for ever.
 
-        `on_mounts` is called whenever something has been mounted in the tree, or unmounted.
+        Args:
+            mountpoint: where the root is shown: that mount is not to be touched where it is seen inside the root. None
+                where it is shown nowhere: then no mount of ours inside it is touched.
+            on_gone: called once, when the root has been deleted or unmounted.
+            on_mounts: called whenever something has been mounted in the tree, or unmounted.
         """
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._await_deletion, on_gone)
-            nursery.start_soon(self._follow_mounts, mountpoint, on_gone, on_mounts)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._await_deletion, on_gone)
+            tasks.start_soon(self._follow_mounts, mountpoint, on_gone, on_mounts)
 
     async def _await_deletion(self, on_gone: Callable[[], Awaitable[None]]) -> None:
         if self._backing.root_key.device in self._filesystems.distant:
@@ -61,12 +67,12 @@ class Root:
                 log.info("a deletion of SOURCE will not be heard, its parent cannot be watched: %s", error.strerror)
                 return
             while os.fstat(self._backing.root_fd).st_nlink > 0:
-                await trio.lowlevel.wait_readable(deletions.fileno())
+                await anyio.wait_readable(deletions.fileno())
                 deletions.read(timeout=0)
         await self._lose(DELETED, on_gone)
 
     async def _follow_mounts(
-        self, mountpoint: str, on_gone: Callable[[], Awaitable[None]], on_mounts: Callable[[], None]
+        self, mountpoint: str | None, on_gone: Callable[[], Awaitable[None]], on_mounts: Callable[[], None]
     ) -> None:
         own: str | None = None
         known: set[int] | None = None
@@ -76,7 +82,7 @@ class Root:
                     mounts = read_mounts()
                 except OSError as error:
                     log.warning("cannot read what is mounted: %s. It is tried again", error.strerror)
-                    await trio.sleep(_RETRY)
+                    await anyio.sleep(_RETRY)
                     continue
                 self._filesystems.look(mounts)
                 below = {mount.mount_id for mount in mounts if is_below(mount.mountpoint, self._source)}
@@ -85,12 +91,20 @@ class Root:
                 known = below
                 shown = (mount.device for mount in mounts if mount.is_ours and mount.mountpoint == mountpoint)
                 own = own or next(shown, None)
-                self._forbid([mount for mount in mounts if mount.device == own], mounts)
+                if mountpoint is None:
+                    self.forbid_ours(mounts)
+                else:
+                    self._forbid_own([mount for mount in mounts if mount.device == own], mounts)
                 if self._mount_id not in (mount.mount_id for mount in mounts):
                     await self._lose(UNMOUNTED, on_gone)
-                await trio.lowlevel.wait_readable(changes.fileno())
+                await anyio.wait_readable(changes.fileno())
 
-    def _forbid(self, own: list[MountEntry], mounts: list[MountEntry]) -> None:
+    def forbid_ours(self, mounts: list[MountEntry]) -> None:
+        """Keep out of every fusenotify mount inside the root: those who want to hear of it mark it itself."""
+        inside = (mount for mount in mounts if mount.is_ours and is_below(mount.mountpoint, self._source))
+        self._backing.forbidden_mounts = frozenset(mount.mount_id for mount in inside)
+
+    def _forbid_own(self, own: list[MountEntry], mounts: list[MountEntry]) -> None:
         """Keep out of our own mount where somebody has mounted it inside SOURCE: we would wait for ourselves."""
         known = self._backing.forbidden_mounts
         inside = [mount for mount in own if is_inside(mount.mountpoint, self._source, mounts)]

@@ -1,6 +1,7 @@
 """What a target names: a daemon, and a path below its root."""
 
 import os
+import stat
 from dataclasses import dataclass
 
 from fusenotify.errors import NotAMount, UsageError
@@ -16,16 +17,28 @@ class Target:
         given: as the user wrote it.
         daemon: what tells one daemon from another: a mountpoint, or the URL of a socket.
         path: below that root, `.` for the root itself.
+        is_dir: whether it is a directory, as far as can be told from here.
     """
 
     given: str
     daemon: str
     path: bytes
+    is_dir: bool = True
 
     @property
     def is_socket(self) -> bool:
         """Whether the daemon is reached by a socket."""
         return self.daemon.startswith("unix:")
+
+    @property
+    def base(self) -> bytes:
+        """What the paths of events below it begin with."""
+        return b"" if self.path == b"." else self.path
+
+    @property
+    def key(self) -> str:
+        """What is the same of targets that one connection can serve."""
+        return self.daemon
 
     async def connect(self) -> Transport:
         """Open a way to the daemon (DaemonGone, NotAMount, NotPermitted)."""
@@ -34,26 +47,61 @@ class Target:
         return await QueueFile.open(self.daemon)
 
 
+@dataclass(frozen=True)
+class LocalTarget:
+    """A path that is on no fusenotify mount.
+
+    Attributes:
+        given: as the user wrote it.
+        real: absolute, without symbolic links.
+        is_dir: whether it is a directory.
+    """
+
+    given: str
+    real: str
+    is_dir: bool
+
+    @property
+    def base(self) -> bytes:
+        """What the paths of events below it begin with."""
+        return os.fsencode(self.real.rstrip("/"))
+
+
 def resolve(given: str | os.PathLike[str]) -> Target:
-    """Find out what a target names. Blocks: it looks at the filesystem.
+    """Find out which daemon a target names, and what of its tree. Blocks: it looks at the filesystem.
 
     Raises:
         NotAMount: the path is not on a fusenotify mount.
         UsageError: the target has no form we know, or the path does not exist.
     """
+    target = resolve_any(given)
+    if isinstance(target, LocalTarget):
+        raise NotAMount(f"{target.given} is not on a fusenotify mount; mount one with `fusenotify mount SOURCE DIR`")
+    return target
+
+
+def resolve_any(given: str | os.PathLike[str]) -> Target | LocalTarget:
+    """Find out what a target names, on a mount of ours or elsewhere. Blocks: it looks at the filesystem.
+
+    Raises:
+        UsageError: the target has no form we know, or the path does not exist.
+    """
     text = os.fspath(given)
+    if not text:
+        raise UsageError("an empty text is no target: for the current directory give `.`")
     if text.startswith("unix:") and text != "unix:":
         return Target(text, text, b".")
     if "://" in text or text == "unix:":
-        raise UsageError(f"{text!r} is no target: give a path on a fusenotify mount, or unix:PATH")
+        raise UsageError(f"{text!r} is no target: give a path, or unix:PATH")
     real = os.path.realpath(text)
     mount = mount_of(real)
+    is_dir = True
     try:
-        os.lstat(real)
-    except FileNotFoundError as error:
+        is_dir = stat.S_ISDIR(os.lstat(real).st_mode)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{text} does not exist") from error
     except OSError:
         pass  # a dead daemon, or no right to look: connecting says so better
     if mount is None:
-        raise NotAMount(f"{text} is not on a fusenotify mount; mount one with `fusenotify mount SOURCE DIR`")
-    return Target(text, mount.mountpoint, os.fsencode(os.path.relpath(real, mount.mountpoint)))
+        return LocalTarget(text, real, is_dir)
+    return Target(text, mount.mountpoint, os.fsencode(os.path.relpath(real, mount.mountpoint)), is_dir)

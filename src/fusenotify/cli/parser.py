@@ -105,15 +105,27 @@ def _add_umount(command: argparse.ArgumentParser) -> None:
 
 
 def _add_watch(command: argparse.ArgumentParser) -> None:
-    command.add_argument("targets", nargs="+", metavar="TARGET", help="a directory on a mount, or unix:PATH")
+    command.add_argument("targets", nargs="+", metavar="TARGET", help="a path, on a mount or not, or unix:PATH")
     command.add_argument("--json", action="store_true", help="one JSON object per line (docs/json.md)")
     command.add_argument(
         "--kinds", metavar="KIND,…", help="only these, such as create,rename,delete (default: default)"
     )
     command.add_argument("--origin", choices=("any", "local", "remote"), default="any", help="only changes made there")
     command.add_argument("--no-recursive", action="store_true", help="only the entries of TARGET itself")
+    command.add_argument("--handles", action="store_true", help="tell the handles of objects")
     command.add_argument("--limit", type=limit, metavar="N", help="events that may wait unread (default: 131072)")
+    command.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="as if such names did not exist (gitignore); repeatable",
+    )
+    command.add_argument(
+        "--not-me", action="store_true", help="leave out what this very process does through the mount"
+    )
     command.add_argument("--uid", type=uid, action="append", metavar="N", help="only what this user does, where known")
+    command.add_argument("--reconnect", action="store_true", help="when a daemon goes, wait until it is back")
     command.add_argument("--events", type=count, metavar="N", help="end with 0 after N events")
     command.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end that long after the watch is in force")
 

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from fusenotify.cli.asking import ask_status
+from fusenotify.cli.output import put_line
 from fusenotify.cli.prometheus import metrics_of
 from fusenotify.errors import FusenotifyError, NotPermitted
 from fusenotify.mountinfo import find_mounts
@@ -32,10 +33,10 @@ def run(options: argparse.Namespace) -> int:
             else:
                 code = answer
     if options.prometheus:
-        print(_printable(metrics_of(states)))
+        put_line(metrics_of(states))
     else:
         for state in states:
-            print(_json_of(state) if options.json else _printable(_describe(state)))
+            put_line(_json_of(state) if options.json else _describe(state))
     return code
 
 
@@ -96,8 +97,3 @@ def _of_histogram(histogram: Histogram) -> Iterator[str]:
     told = [f"{count} {name}" for name, count in zip(names, histogram.counts, strict=True) if count]
     if told:
         yield ", ".join(told)
-
-
-def _printable(text: str) -> str:
-    """Return a text without what cannot be printed: a path need not be UTF-8."""
-    return text.encode(errors="backslashreplace").decode()

@@ -11,7 +11,8 @@ from typing import Final
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from fusenotify.client import Group, Mark, open_group
+from fusenotify.cli import output
+from fusenotify.client import Group, Mark, open_group, scope_of
 from fusenotify.errors import UsageError
 from fusenotify.events import (
     EXCHANGE,
@@ -21,7 +22,6 @@ from fusenotify.events import (
     Event,
     Kind,
     Origin,
-    Scope,
     kind_name,
     parse_kinds,
     utc_text,
@@ -37,21 +37,20 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _watch(options: argparse.Namespace) -> int:
-    kinds = _kinds(options.kinds)
-    scope = Scope.DIR if options.no_recursive else Scope.SUBTREE
-    async with open_group(limit=options.limit) as group:
-        marks = [
-            await group.mark(target, scope=scope, kinds=kinds, origin=Origin(options.origin), uids=options.uid)
-            for target in options.targets
-        ]
-        print(_ready_line(marks, as_json=options.json), file=sys.stdout if options.json else sys.stderr, flush=True)
+    output.check_open()
+    async with open_group(limit=options.limit, reconnect=options.reconnect) as group:
+        marks = [await _mark(group, target, options) for target in options.targets]
+        if options.json:
+            output.put_line(_ready_line(marks))
+        else:
+            print(f"watching (cursor {marks[0].cursor})", file=sys.stderr, flush=True)
         batches, received = anyio.create_memory_object_stream[list[Event]](float("inf"))
         collector = _Collector(group, batches, options.events)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_end_with_the_reader)
                 async with anyio.create_task_group() as printing:
-                    printing.start_soon(_print, received, options.json, marks)
+                    printing.start_soon(_print, received, options.json, len(marks) > 1)
                     with batches, anyio.move_on_after(options.timeout):
                         await collector.run()
                 tasks.cancel_scope.cancel()
@@ -59,6 +58,19 @@ async def _watch(options: argparse.Namespace) -> int:
             # Whichever task failed, there is one error in the end.
             raise _first(errors) from None
         return 0 if collector.collected >= (options.events or 1) else _TIMED_OUT
+
+
+async def _mark(group: Group, target: str, options: argparse.Namespace) -> Mark:
+    return await group.mark(
+        target,
+        scope=await scope_of(target, recursive=not options.no_recursive),
+        kinds=_kinds(options.kinds),
+        origin=Origin(options.origin),
+        handles=options.handles,
+        ignore=options.ignore,
+        exclude_self=options.not_me,
+        uids=options.uid,
+    )
 
 
 class _Collector:
@@ -110,46 +122,41 @@ def _kinds(text: str | None) -> Kind:
         raise UsageError(f"--kinds: {error}") from error
 
 
-async def _print(batches: MemoryObjectReceiveStream[list[Event]], as_json: bool, marks: list[Mark]) -> None:
-    # An overflow or an unmount concerns the whole group; with a single target that is the target.
-    target = marks[0].target if len(marks) == 1 else None
-    line = _json_line if as_json else _text_line
+async def _print(batches: MemoryObjectReceiveStream[list[Event]], as_json: bool, are_several: bool) -> None:
+    line = _json_line if as_json else _text_line_with_target if are_several else _text_line
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     with anyio.CancelScope(shield=True):
         async for events in batches:
-            data = "".join([line(event, target) for event in events]).encode()
+            data = "".join([line(event) for event in events]).encode()
             if len(data) <= _NOT_BLOCKING and poll.poll(0):
-                _write(data)
+                output.write(data)
             else:
-                await anyio.to_thread.run_sync(_write, data, abandon_on_cancel=True)
+                await anyio.to_thread.run_sync(output.write, data, abandon_on_cancel=True)
 
 
-def _write(data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(sys.stdout.fileno(), view) :]
-
-
-def _ready_line(marks: list[Mark], *, as_json: bool) -> str:
+def _ready_line(marks: list[Mark]) -> str:
     # One cursor stands for all: the targets of one command are of one daemon, but for those who ask for more.
-    cursor = marks[0].cursor
-    return f'{{"type":"ready","cursor":{quote(cursor)}}}' if as_json else f"watching (cursor {cursor})"
+    return f'{{"type":"ready","cursor":{quote(marks[0].cursor)}}}'
 
 
-def _json_line(event: Event, target: str | None) -> str:
+def _json_line(event: Event) -> str:
     """Return one line of JSON. Built by hand: it is what a busy `watch` spends its time on."""
-    record, mark = event.record, event.mark
+    record = event.record
     flags = record.flags
     reason = f',"reason":"{record.reason}"' if record.reason else ""
     return (
-        f'{{"type":"event","target":{_text(mark.target if isinstance(mark, Mark) else target)}'
+        f'{{"type":"event","target":{_text(_target(event))}'
         f',"kind":"{kind_name(record.kind)}","path":{_path(record.path)},"old_path":{_path(record.old_path)}'
         f',"exchange":{_BOOL[flags & EXCHANGE]},"is_dir":{_BOOL[flags & IS_DIR]}'
         f',"origin":"{"local" if flags & LOCAL else "remote"}","handle":null,"parent":null,"old_parent":null'
         f',"cursor":"{event.cursor}","time":"{_time(record.time_ns)}","pid":{_number(record.pid)}'
         f',"uid":{_number(record.uid)},"recovered":{_BOOL[flags & RECOVERED]}{reason}}}\n'
     )
+
+
+def _target(event: Event) -> str | None:
+    return event.mark.target if isinstance(event.mark, Mark) else None
 
 
 _BOOL: Final = {0: "false", EXCHANGE: "true", IS_DIR: "true", RECOVERED: "true"}
@@ -168,13 +175,18 @@ def _number(value: int | None) -> str:
     return "null" if value is None else str(value)
 
 
-def _text_line(event: Event, target: str | None) -> str:
+def _text_line_with_target(event: Event) -> str:
+    return f"{_shown(_target(event)) or '(all)'}: {_text_line(event)}"
+
+
+def _text_line(event: Event) -> str:
     match event.kind:
         case Kind.RENAME:
             arrow = "<->" if event.exchange else "->"
             what = f"{_shown(event.old_path) or '(outside)'} {arrow} {_shown(event.path) or '(outside)'}"
         case Kind.OVERFLOW:
-            what = f"events were lost ({event.reason}): look again at everything"
+            where = "everything" if event.path is None else _shown(event.path)
+            what = f"events were lost ({event.reason}): look again at {where}"
         case Kind.UNMOUNT:
             return f"{'':6} unmount\n"  # it happens on neither side
         case _:

@@ -1,0 +1,64 @@
+"""Questions to a daemon that need no group: how it is, what the handle of an object is, where the object of one is."""
+
+import os
+from typing import TypeVar
+
+import anyio
+
+from fusenotify.client.connection import Connection
+from fusenotify.errors import ProtocolError
+from fusenotify.protocol import AskStatus, Handle, Locate, Location, Lookup, Report
+from fusenotify.status import Status
+from fusenotify.targets import Target, resolve
+
+_Answer = TypeVar("_Answer", Report, Handle, Location)
+
+
+async def status(target: str | os.PathLike[str]) -> Status:
+    """Ask the daemon behind a target how it is (errors as `Group.mark`)."""
+    answer = await _ask(await anyio.to_thread.run_sync(resolve, target), AskStatus(0), Report)
+    return answer.status
+
+
+async def lookup(path: str | os.PathLike[str]) -> str:
+    """Return the handle of a file or directory on a fusenotify mount; of a symbolic link, of what it leads to.
+
+    The handle is opaque text. It stays that of the object whatever the object is called, also when the daemon is
+    restarted with the same state directory, and `locate` tells where the object is.
+
+    Raises:
+        NotAMount: the path is not on a fusenotify mount.
+        NotPermitted: the caller cannot reach it.
+        UsageError: there is nothing.
+        DaemonGone: the daemon does not answer.
+    """
+    resolved = await anyio.to_thread.run_sync(resolve, path)
+    return (await _ask(resolved, Lookup(0, resolved.path), Handle)).handle
+
+
+async def locate(target: str | os.PathLike[str], handle: str) -> str:
+    """Return the path at which the object of a handle is now, relative to SOURCE (surrogateescape).
+
+    Args:
+        target: a path on the fusenotify mount that the handle is of, or `unix:PATH`.
+        handle: from `lookup`.
+
+    Raises:
+        StaleHandle: the object is gone or was moved out of the tree, or the handle is not one of this tree.
+        NotPermitted: the caller cannot reach the object.
+        NotAMount: the target is not on a fusenotify mount.
+        DaemonGone: the daemon does not answer.
+    """
+    resolved = await anyio.to_thread.run_sync(resolve, target)
+    return os.fsdecode((await _ask(resolved, Locate(0, handle), Location)).path)
+
+
+async def _ask(target: Target, question: AskStatus | Lookup | Locate, kind: type[_Answer]) -> _Answer:
+    connection = Connection(target, await target.connect(), 1, lambda _: None)
+    try:
+        answer = await connection.request(question)
+    finally:
+        await connection.aclose()
+    if not isinstance(answer, kind):
+        raise ProtocolError(f"the daemon answered {question!r} with {answer!r}")
+    return answer

@@ -1,0 +1,139 @@
+"""Waiting for a daemon that has gone to come back, and going on from there."""
+
+import errno
+import logging
+import os
+import random
+import select
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+import anyio
+from inotify_simple import INotify, flags
+from msgspec.structs import replace
+
+from fusenotify.client.marks import Mark, Source
+from fusenotify.errors import DaemonGone, EnvironmentProblem, FusenotifyError, UsageError
+from fusenotify.events import Reason, Scope
+from fusenotify.protocol import Done, Recount
+from fusenotify.root import changes_of_mounts
+from fusenotify.targets import LocalTarget, Target
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE: Final = 0.05  # seconds between two attempts, twice as long each time
+_LONGEST_PAUSE: Final = 5.0
+_JITTER: Final = 0.5  # of a pause, so that a thousand clients do not all come at once
+
+Open = Callable[[Target | LocalTarget, Scope], Awaitable[Source]]
+Replace = Callable[[Source, Source], Awaitable[None]]
+
+
+class Returning:
+    """The attempts to reach again what a source was lost of."""
+
+    def __init__(self, lost: Source, open_source: Open, replace_source: Replace) -> None:
+        """Prepare to find another source by `open_source`; it is handed on by `replace_source`."""
+        self._lost = lost
+        self._open = open_source
+        self._replace = replace_source
+        self._done = anyio.Event()
+        self._failure: FusenotifyError | None = None
+
+    async def wait(self) -> None:
+        """Return when the new source is in place; raise what makes further attempts useless."""
+        await self._done.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def run(self) -> None:
+        """Try until it has worked."""
+        try:
+            found = await self._reach()
+            await self._replace(self._lost, found)
+        except FusenotifyError as error:
+            self._failure = error
+        finally:
+            self._done.set()
+
+    async def _reach(self) -> Source:
+        pause = _FIRST_PAUSE
+        with signs_of(self._lost.target) as signs:
+            while True:
+                try:
+                    return await self._attempt()
+                except (DaemonGone, EnvironmentProblem) as error:
+                    log.debug("%s is not back yet: %s", self._lost.target.given, error)
+                with anyio.move_on_after(pause * (1 + _JITTER * random.random())):
+                    await anyio.wait_readable(signs)
+                    signs.poll(0)
+                    pause = _FIRST_PAUSE  # something has appeared; what is still missing will follow soon
+                    await anyio.sleep(_FIRST_PAUSE * random.random())
+                    continue
+                pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _attempt(self) -> Source:
+        lost = self._lost
+        scope = next((mark.scope for mark in lost.marks.values()), Scope.SUBTREE)
+        found = await self._open(lost.target, scope)
+        try:
+            await self._mark_again(found)
+        except BaseException:
+            while found.has_news:
+                found.pop()  # nobody is told of an attempt that has failed
+            await found.aclose()
+            raise
+        return found
+
+    async def _mark_again(self, found: Source) -> None:
+        """Make the marks that there were; tell that events may have been lost, and then everything there is.
+
+        Where nothing has happened meanwhile, nothing is lost.
+        """
+        lost, is_continued = self._lost, False
+        for number, message in list(lost.asked.items()):
+            mark = lost.marks.get(number)
+            if mark is None:
+                continue  # it has ended
+
+            def make(answer: Done, mark: Mark = mark) -> Mark:
+                nonlocal is_continued
+                if not found.marks:
+                    is_continued = (found.epoch, answer.seq) == (lost.epoch, lost.position)
+                    if not is_continued:
+                        found.lose(answer.seq, time.time_ns(), Reason.RESTART)
+                return mark
+
+            try:
+                await found.mark(replace(message), make)
+            except UsageError as error:
+                log.warning("%s is not watched any more: %s", mark.target, error)
+        if not is_continued:
+            for number in tuple(found.marks):
+                await found.request(Recount(0, number))
+
+
+@contextmanager
+def signs_of(target: Target | LocalTarget) -> Iterator[select.epoll]:
+    """Yield what becomes readable when a target may have come back: something was mounted, or there is a new name."""
+    with ExitStack() as stack:
+        signs = stack.enter_context(changes_of_mounts())
+        path = _appears_at(target)
+        if path is not None:
+            names = stack.enter_context(INotify(nonblocking=True))
+            try:
+                names.add_watch(os.path.dirname(path) or ".", flags.CREATE | flags.MOVED_TO)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ENOSPC):
+                    raise  # else there is the clock
+            signs.register(names.fileno(), select.EPOLLIN | select.EPOLLET)
+        yield signs
+
+
+def _appears_at(target: Target | LocalTarget) -> str | None:
+    """Return the path whose appearing is worth an attempt; None of a mount, which the kernel tells of."""
+    if isinstance(target, LocalTarget):
+        return target.real
+    return target.daemon.partition(":")[2] if target.is_socket else None

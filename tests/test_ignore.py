@@ -1,0 +1,142 @@
+"""Ignore patterns: what they match, and what becomes of renames between names that are seen and names that are not."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fusenotify import Event, Group, UsageError, events, watch
+from fusenotify.client.ignoring import Ignore
+from fusenotify.events import EXCHANGE, IS_DIR, OTHER_IS_DIR, EventRecord
+from tests.harness import Mount, Watch
+
+PATTERNS = ["*.tmp", "build/", "/cache", "!keep.tmp", "docs/*.html"]
+
+
+def record(kind: int, path: bytes | None, old_path: bytes | None = None, flags: int = 0) -> EventRecord:
+    return EventRecord(1, 2, kind, flags, path, old_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_dir", "is_seen"),
+    [
+        ("a.tmp", False, False),
+        ("a/b/c.tmp", False, False),
+        ("keep.tmp", False, True),
+        ("a/keep.tmp", False, True),
+        ("build", True, False),
+        ("build", False, True),
+        ("a/build/x", False, False),
+        ("a/build/keep.tmp", False, False),  # what is in a directory that is ignored cannot be brought back
+        ("x.tmp/keep.tmp", False, False),
+        ("cache", False, False),
+        ("a/cache", False, True),
+        ("docs/a.html", False, False),
+        ("docs/deep/a.html", False, True),
+        (".", True, True),
+    ],
+)
+def test_what_the_patterns_match(path: str, is_dir: bool, is_seen: bool) -> None:
+    ignore = Ignore(PATTERNS, b"")
+    flags = IS_DIR if is_dir else 0
+    event = record(events.CREATE, path.encode(), flags=flags)
+    assert ignore.apply(event) == ([event] if is_seen else [])
+    assert Ignore(PATTERNS, b"at/some place").apply(event) == [event]  # they are about what is below there
+    if path != ".":
+        below = record(events.CREATE, b"at/some place/" + path.encode(), flags=flags)
+        assert Ignore(PATTERNS, b"at/some place").apply(below) == ([below] if is_seen else [])
+
+
+@pytest.mark.parametrize(
+    ("old_path", "path", "told"),
+    [
+        (b"a", b"b", [(b"a", b"b")]),
+        (b"a", b"b.tmp", [(b"a", None)]),
+        (b"a.tmp", b"b", [(None, b"b")]),
+        (b"a.tmp", b"b.tmp", []),
+        (None, b"b.tmp", []),
+        (b"a.tmp", None, []),
+        (b"a", None, [(b"a", None)]),
+    ],
+)
+def test_a_rename_across_the_border_comes_in_or_goes_out(
+    old_path: bytes | None, path: bytes | None, told: list[tuple[bytes | None, bytes | None]]
+) -> None:
+    seen = Ignore(PATTERNS, b"").apply(record(events.RENAME, path, old_path))
+    assert [(event.old_path, event.path) for event in seen] == told
+
+
+def test_an_exchange_across_the_border_is_one_that_goes_and_one_that_comes() -> None:
+    swap = record(events.RENAME, b"b", b"a.tmp", EXCHANGE | OTHER_IS_DIR)
+    assert [(one.old_path, one.path, one.flags) for one in Ignore(["*.tmp"], b"").apply(swap)] == [
+        (b"b", None, IS_DIR), (None, b"b", 0)
+    ]  # fmt: skip
+    assert Ignore(["*.o"], b"").apply(swap) == [swap]
+    assert Ignore(["a.tmp", "b"], b"").apply(swap) == []
+
+
+def test_overflow_and_unmount_are_never_ignored() -> None:
+    for kind in (events.OVERFLOW, events.UNMOUNT):
+        assert len(Ignore(["*"], b"").apply(record(kind, None))) == 1
+
+
+def test_a_pattern_that_makes_no_sense() -> None:
+    with pytest.raises(UsageError, match="cannot read the ignore patterns"):
+        Ignore(["!"], b"")
+
+
+async def until(group: Group, path: str) -> list[Event]:
+    told = []
+    async for event in group:
+        told.append(event)
+        if path in (event.path, event.old_path):
+            break
+    return told
+
+
+def brief(told: list[Event]) -> list[tuple[str, str | None, str | None, bool]]:
+    return [(str(event.kind), event.old_path, event.path, event.recovered) for event in told]
+
+
+@pytest.mark.parametrize("place", ["mount", "elsewhere"])
+async def test_a_directory_that_loses_its_ignored_name_is_told_with_what_is_in_it(mount: Mount, place: str) -> None:
+    os.makedirs(mount.source / "build" / "deep")
+    (mount.source / "build" / "deep" / "x.tmp").touch()
+    (mount.source / "build" / "deep" / "y").touch()
+    target, prefix = (mount.mountpoint, "") if place == "mount" else (mount.source, f"{mount.source}/")
+    async with watch(target, ignore=["build/", "*.tmp"]) as group:
+        (mount.source / "build" / "deep" / "z").touch()
+        (mount.source / "build").rename(mount.source / "lib")
+        told = await until(group, f"{prefix}lib/deep/y")
+        while f"{prefix}lib/deep/z" not in [event.path for event in told]:
+            told.append(await anext(group))
+        assert brief(told[:2]) == [
+            ("rename", None, f"{prefix}lib", False), ("create", None, f"{prefix}lib/deep", True)
+        ]  # fmt: skip
+        assert {(event.path, event.recovered) for event in told[2:]} == {
+            (f"{prefix}lib/deep/y", True), (f"{prefix}lib/deep/z", True)
+        }  # fmt: skip
+        (mount.source / "lib").rename(mount.source / "build")
+        (mount.source / "build" / "after").touch()
+        (mount.source / "end").mkdir()
+        assert brief(await until(group, f"{prefix}end")) == [
+            ("rename", f"{prefix}lib", None, False), ("create", None, f"{prefix}end", False)
+        ]  # fmt: skip
+
+
+async def test_a_directory_whose_new_name_makes_more_of_it_seen_is_looked_at(mount: Mount) -> None:
+    (mount.source / "a").mkdir()
+    (mount.source / "a" / "secret").touch()
+    async with watch(mount.mountpoint, ignore=["a/secret"]) as group:
+        (mount.source / "a").rename(mount.source / "b")
+        assert brief(await until(group, "b/secret")) == [
+            ("rename", "a", "b", False), ("create", None, "b/secret", True)
+        ]  # fmt: skip
+
+
+def test_the_command(mount: Mount, directory: Path, watching: Callable[..., Watch]) -> None:
+    watch = watching("--ignore", "*.tmp", "--ignore", "build/", "--kinds", "create", mount.mountpoint)
+    for name in ("x.tmp", "build", "build/x", "y"):
+        (mount.source / name).mkdir()
+    assert [line["path"] for line in watch.until("y")] == ["y"]

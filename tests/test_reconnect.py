@@ -1,0 +1,295 @@
+"""Daemons that go and come back: iteration goes on, and a mirror that follows events converges."""
+
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import pytest
+
+from fusenotify import DaemonGone, Event, Group, Kind, Reason, client, open_group, watch
+from tests.harness import PATIENCE, Mount, Watch
+
+T = TypeVar("T")
+Run = Callable[[Callable[[], Awaitable[T]]], T]
+WAYS = ["queue file", "socket"]
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def go(request: pytest.FixtureRequest) -> Run[Any]:
+    """Run an async function under one of the two, for so long at most."""
+
+    def go(function: Callable[[], Awaitable[T]]) -> T:
+        async def guarded() -> T:
+            with anyio.fail_after(PATIENCE):
+                return await function()
+
+        return anyio.run(guarded, backend=request.param)
+
+    return go
+
+
+class Service:
+    """A backing tree whose daemon can be ended and started again."""
+
+    def __init__(self, directory: Path) -> None:
+        self.source, self.mountpoint, self.state = (directory / name for name in ("source", "mount", "state"))
+        for path in (self.source, self.mountpoint, self.state):
+            path.mkdir()
+        self.mount = self.start()
+
+    def start(self) -> Mount:
+        self.mount = Mount(self.source, self.mountpoint, self.state)
+        return self.mount
+
+    def stop(self, how: signal.Signals) -> None:
+        self.mount.stop(how)
+        self.mount.close()
+        if how == signal.SIGKILL:
+            assert not os.path.ismount(self.mountpoint)
+
+    def target(self, way: str) -> str:
+        return str(self.mountpoint) if way == "queue file" else f"unix:{self.mount.socket}"
+
+
+@pytest.fixture
+def service(directory: Path) -> Iterator[Service]:
+    service = Service(directory)
+    try:
+        yield service
+    finally:
+        service.mount.close()
+
+
+class Mirror:
+    """What a listener knows of a tree that uses nothing but events: every path there is."""
+
+    def __init__(self, source: Path) -> None:
+        self.paths = set(_survey(source))
+        self.overflows: list[Reason | None] = []
+
+    def follow(self, event: Event) -> None:
+        match event.kind:
+            case Kind.OVERFLOW:
+                self.overflows.append(event.reason)
+                self.paths.clear()  # everything there is comes anew
+            case Kind.CREATE:
+                assert event.path is not None
+                self.paths.add(event.path)
+            case Kind.DELETE:
+                self.paths.discard(event.path or "")
+            case Kind.RENAME:
+                self._move(event.old_path or "", event.path or "")
+
+    def _move(self, old: str, new: str) -> None:
+        moved = {path for path in self.paths if path == old or path.startswith(f"{old}/")}
+        self.paths = {path for path in self.paths - moved if path != new} | {
+            new + path.removeprefix(old) for path in moved
+        }
+
+
+def _survey(source: Path) -> Iterator[str]:
+    for top, directories, files in os.walk(source):
+        for name in (*directories, *files):
+            yield os.path.relpath(os.path.join(top, name), source)
+
+
+async def follow_until(group: Group, mirror: Mirror, source: Path) -> None:
+    """Follow events until the mirror shows what there is."""
+    while mirror.paths != set(_survey(source)):
+        mirror.follow(await anext(group))
+
+
+def change(source: Path) -> None:
+    """Change a tree in every way that a listener could miss."""
+    (source / "gone" / "file").unlink()
+    (source / "gone").rmdir()
+    (source / "old").rename(source / "new")
+    os.makedirs(source / "made" / "deep")
+    (source / "made" / "deep" / "file").touch()
+
+
+def fill(source: Path) -> None:
+    os.makedirs(source / "gone")
+    os.makedirs(source / "old" / "below")
+    (source / "gone" / "file").touch()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_mirror_converges_over_a_restart(service: Service, go: Run[None], way: str, how: signal.Signals) -> None:
+    fill(service.source)
+    mirror = Mirror(service.source)
+
+    async def main() -> None:
+        async with watch(service.target(way), reconnect=True) as group:
+            (service.source / "before").touch()
+            await follow_until(group, mirror, service.source)
+            service.stop(how)
+            change(service.source)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(follow_until, group, mirror, service.source)
+                await anyio.wait_all_tasks_blocked()
+                service.start()
+            assert mirror.overflows == [Reason.RESTART]
+            (service.source / "after").mkdir()
+            await follow_until(group, mirror, service.source)
+            assert mirror.overflows == [Reason.RESTART]
+
+    go(main)
+
+
+def test_marks_stay_what_they_are(service: Service, go: Run[None]) -> None:
+    for name in "ab":
+        (service.source / name).mkdir()
+
+    async def main() -> None:
+        async with open_group(reconnect=True) as group:
+            marks = [await group.mark(service.mountpoint / name) for name in "ab"]
+            service.stop(signal.SIGKILL)
+            service.start()
+            overflow = await anext(group)
+            assert (overflow.kind, overflow.reason, overflow.path) == (Kind.OVERFLOW, Reason.RESTART, None)
+            for name in "ab":
+                (service.source / name / "x").mkdir()
+            await group.sync()
+            told = {((await anext(group)).mark, f"{name}/x") for name in "ab"}
+            assert told == {(marks[0], "a/x"), (marks[1], "b/x")}
+            await group.unmark(marks[0])
+            for name in "ab":
+                (service.source / name / "y").mkdir()
+            event = await anext(group)
+            assert (event.mark, event.path) == (marks[1], "b/y")
+
+    go(main)
+
+
+def test_others_are_heard_while_one_is_away(service: Service, directory: Path, go: Run[None]) -> None:
+    (directory / "local").mkdir()
+
+    async def main() -> None:
+        async with watch(service.mountpoint, directory / "local", reconnect=True) as group:
+            service.stop(signal.SIGKILL)
+            for number in range(3):
+                (directory / "local" / f"{number}").mkdir()
+                assert (await anext(group)).path == f"{directory}/local/{number}"
+            service.start()
+            (service.source / "x").mkdir()
+            event = await anext(group)
+            assert (event.kind, event.reason) == (Kind.OVERFLOW, Reason.RESTART)
+            assert (await anext(group)).path == "x"
+
+    go(main)
+
+
+def test_a_connection_that_is_lost_while_nothing_happens_loses_nothing(service: Service, go: Run[None]) -> None:
+    async def main() -> None:
+        async with watch(service.target("socket"), reconnect=True) as group:
+            (service.source / "before").mkdir()
+            assert (await anext(group)).path == "before"
+            (connection,) = group._sources.values()
+            assert isinstance(connection, client.Connection)
+            _hang_up(connection)
+            async with anyio.create_task_group() as tasks:
+                told: list[Event] = []
+
+                async def read() -> None:
+                    told.append(await anext(group))
+
+                tasks.start_soon(read)
+                while connection in group._sources.values():
+                    await anyio.lowlevel.checkpoint()
+                (service.source / "after").mkdir()
+            assert [(event.kind, event.path) for event in told] == [(Kind.CREATE, "after")]
+
+    go(main)
+
+
+def test_a_connection_that_is_lost_with_events_tells_everything_anew(service: Service, go: Run[None]) -> None:
+    fill(service.source)
+    mirror = Mirror(service.source)
+
+    async def main() -> None:
+        async with watch(service.target("socket"), reconnect=True) as group:
+            (connection,) = group._sources.values()
+            assert isinstance(connection, client.Connection)
+            _hang_up(connection)
+            change(service.source)
+            await follow_until(group, mirror, service.source)
+            assert mirror.overflows == [Reason.RESTART]
+
+    go(main)
+
+
+def _hang_up(connection: client.Connection) -> None:
+    """Lose a connection as a network does it."""
+    connection._transport._socket.shutdown(2)  # type: ignore[attr-defined]
+
+
+def test_without_reconnect_it_is_the_end(service: Service, go: Run[None]) -> None:
+    async def main() -> None:
+        async with watch(service.mountpoint) as group:
+            service.stop(signal.SIGKILL)
+            with pytest.raises(DaemonGone):
+                await anext(group)
+
+    go(main)
+
+
+def test_a_directory_on_no_mount_comes_back_too(directory: Path, go: Run[None]) -> None:
+    place = directory / "place"
+    place.mkdir()
+
+    async def main() -> None:
+        async with watch(place, reconnect=True) as group:
+            place.rmdir()
+            assert (await anext(group)).kind is Kind.UNMOUNT
+            os.makedirs(directory / "new" / "below")
+            (directory / "new").rename(place)
+            told = [await anext(group), await anext(group)]
+            assert (told[0].kind, told[0].reason, told[0].path) == (Kind.OVERFLOW, Reason.RESTART, str(place))
+            assert (told[1].kind, told[1].path, told[1].recovered) == (Kind.CREATE, f"{place}/below", True)
+
+    go(main)
+
+
+def test_everything_is_told_through_a_short_queue(service: Service, go: Run[None]) -> None:
+    """What is owed waits for room; it is no reason for another overflow."""
+    for number in range(50):
+        os.makedirs(service.source / f"{number}" / "b" / "c")
+    mirror = Mirror(service.source)
+
+    async def main() -> None:
+        async with watch(service.target("socket"), limit=60, reconnect=True) as group:
+            service.stop(signal.SIGKILL)
+            service.start()
+            mirror.follow(await anext(group))
+            await follow_until(group, mirror, service.source)
+            assert mirror.overflows == [Reason.RESTART]
+
+    go(main)
+
+
+def test_the_command_goes_on(service: Service, watching: Callable[..., Watch]) -> None:
+    watch = watching("--reconnect", service.mountpoint)
+    service.stop(signal.SIGKILL)
+    (service.source / "x").mkdir()
+    service.start()
+    lines = watch.until("x")
+    assert [(line["kind"], line["path"], line["recovered"]) for line in lines] == [
+        ("overflow", None, False), ("create", "x", True)
+    ]  # fmt: skip
+    assert (lines[0]["reason"], lines[0]["target"]) == ("restart", str(service.mountpoint))
+
+
+def test_a_mark_whose_directory_is_gone_ends(service: Service, watching: Callable[..., Watch]) -> None:
+    (service.source / "sub").mkdir()
+    watch = watching("--reconnect", service.mountpoint / "sub", service.mountpoint)
+    service.stop(signal.SIGKILL)
+    (service.source / "sub").rmdir()
+    (service.source / "x").mkdir()
+    service.start()
+    assert [line["kind"] for line in watch.until("x")] == ["overflow", "create"]
+    watch.close()
