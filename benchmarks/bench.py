@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -39,12 +40,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("events", "files", "nodes"))
+    parser.add_argument("--watcher", choices=("inotify", "fanotify"), help="measure events with this one only")
     parser.add_argument("--nodes", type=int, default=200_000, help="files of the tree that is walked")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fusenotify-bench-") as name:
         scratch = Path(name)
         if options.only in (None, "events"):
-            bench_events(scratch, options.rounds)
+            listeners = [name for name, watcher in WATCHERS.items() if options.watcher in (None, watcher)]
+            bench_events(scratch, options.rounds, [*listeners, "inotifywait"])
         if options.only in (None, "files"):
             bench_files(scratch, options.rounds)
         if options.only in (None, "nodes"):
@@ -55,11 +58,11 @@ def main() -> None:
 
 
 @contextmanager
-def fusenotify_listener(source: Path, scratch: Path) -> Iterator[peers.Listener]:
+def fusenotify_listener(source: Path, scratch: Path, watcher: str) -> Iterator[peers.Listener]:
     """Listen through a mount."""
     command = [*peers.FUSENOTIFY, "watch", "--json", str(scratch / "mount")]
     with (
-        peers.ours(source, scratch / "mount", scratch / "state"),
+        peers.ours(source, scratch / "mount", scratch / "state", watcher),
         peers.listener(command, lambda line: '"ready"' in line, "stdout") as running,
     ):
         yield running
@@ -73,17 +76,22 @@ def inotifywait_listener(source: Path, _: Path) -> Iterator[peers.Listener]:
         yield running
 
 
-LISTENERS = {"fusenotify": fusenotify_listener, "inotifywait": inotifywait_listener}
+WATCHERS = {"fusenotify": "inotify", "fusenotify, fanotify": "fanotify"}
+LISTENERS: dict[str, Callable[[Path, Path], AbstractContextManager[peers.Listener]]] = {
+    **{name: partial(fusenotify_listener, watcher=watcher) for name, watcher in WATCHERS.items()},
+    "inotifywait": inotifywait_listener,
+}
 
 
-def bench_events(scratch: Path, rounds: int) -> None:
+def bench_events(scratch: Path, rounds: int, listeners: Sequence[str]) -> None:
     """Measure what arrives, how much of it, and when."""
     storm = scratch / "storm"
     subprocess.run(["gcc", "-O2", "-o", storm, HERE / "storm.c"], check=True)
     (scratch / "mount").mkdir()
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in LISTENERS}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in listeners}
     for _ in range(rounds):
-        for name, start in LISTENERS.items():
+        for name in listeners:
+            start = LISTENERS[name]
             source = scratch / "source"
             source.mkdir()
             with start(source, scratch) as running:

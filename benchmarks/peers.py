@@ -73,9 +73,10 @@ def listener(command: list[str], ready: Callable[[str], bool], ready_stream: str
 
 
 @contextlib.contextmanager
-def ours(source: Path, mountpoint: Path, state: Path) -> Iterator[Path]:
+def ours(source: Path, mountpoint: Path, state: Path, watcher: str = "auto") -> Iterator[Path]:
     """Mount with fusenotify."""
-    subprocess.run([*FUSENOTIFY, "mount", source, mountpoint, "--daemon", "--state-dir", state], check=True)
+    options: list[str | Path] = ["--daemon", "--state-dir", state, "--watcher", watcher]
+    subprocess.run([*FUSENOTIFY, "mount", source, mountpoint, *options], check=True)
     try:
         yield mountpoint
     finally:

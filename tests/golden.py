@@ -26,7 +26,7 @@ from tests.harness import PATIENCE, Mount, mounted
 
 _REPEATED = re.compile(r"<(.+?)\*(\d+)>")
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
-_SECTIONS = ("Setup:", "Script:", "Output:")
+_SECTIONS = ("Setup:", "Script:", "Output:", "Output of fanotify:")
 _OUTSIDE = "(outside)"
 _ARROWS = ("->", "<->")
 _MERGING = frozenset({"modify", "attrib", "close_write"})  # adjacent identical ones may be told as one
@@ -83,22 +83,34 @@ class Script:
     setup: tuple[Command, ...]
     commands: tuple[Command, ...]
     output: tuple[Line, ...]
+    output_of_fanotify: tuple[Line, ...]
+
+    def output_of(self, watcher: str) -> tuple[Line, ...]:
+        """What is to be told when that watcher hears the tree."""
+        return self.output_of_fanotify if watcher == "fanotify" else self.output
 
 
 def parse(text: str) -> Script:
     """Parse the text of a script."""
-    sections: dict[str, list[list[str]]] = {name: [] for name in _SECTIONS}
+    sections: dict[str, list[list[str]]] = {}
     section: list[list[str]] | None = None
     for line in text.splitlines():
-        if line in sections:
-            section = sections[line]
+        if line in _SECTIONS:
+            section = sections[line] = []
         elif words := _words(line):
             assert section is not None, f"{line!r} is in no section"
             section.append(words)
-    setup, commands, output = (sections[name] for name in _SECTIONS)
+    setup, commands, output, of_fanotify = (sections.get(name) for name in _SECTIONS)
+    assert commands is not None
+    assert output is not None
     if not any(words[0] == "watch" for words in commands):
         commands.insert(0, ["watch", ".", "subtree"])
-    return Script(tuple(map(_command, setup)), tuple(map(_command, commands)), tuple(map(_line, output)))
+    return Script(
+        setup=tuple(map(_command, setup or [])),
+        commands=tuple(map(_command, commands)),
+        output=tuple(map(_line, output)),
+        output_of_fanotify=tuple(map(_line, output if of_fanotify is None else of_fanotify)),
+    )
 
 
 def _words(line: str) -> list[str]:
@@ -298,31 +310,37 @@ def _check_listing(path: str, *names: str) -> None:
 # --- playing -------------------------------------------------------------------------------------------------------
 
 
-def play(script: Script, directory: Path) -> dict[str, list[Line]]:
-    """Play a script in an empty directory; return what each transport's group was told."""
+def play(script: Script, directory: Path, watcher: str) -> dict[str, list[Line]]:
+    """Play a script in an empty directory while a `watcher` listens; return what each transport's group was told."""
     source = directory / "source"
     for place in (source, directory / "outside"):
         place.mkdir()
     player = Player(source)
     for command in script.setup:
         player.play(command)
-    with contextlib.closing(player), mounted(directory) as player.mount:
-        return anyio.run(_play, script, player, player.mount, backend="trio")
+    with contextlib.closing(player), mounted(directory, ["--watcher", watcher]) as player.mount:
+        return anyio.run(_play, script, player, player.mount, watcher == "fanotify", backend="trio")
 
 
-async def _play(script: Script, player: Player, mount: Mount) -> dict[str, list[Line]]:
+async def _play(script: Script, player: Player, mount: Mount, merges: bool) -> dict[str, list[Line]]:
+    """Play a script; where the watcher `merges` changes that are unread, each is read before the next is made."""
     places = {"queue file": f"{mount.mountpoint}/", "unix socket": f"unix:{mount.socket}//"}
     with mock.patch("fusenotify.client.group.resolve_any", _resolve), anyio.fail_after(PATIENCE):
         async with contextlib.AsyncExitStack() as stack:
             groups = {name: await stack.enter_async_context(open_group()) for name in places}
+            is_watching = is_paused = False
             for command in script.commands:
                 if command.words[0] == "watch":
+                    is_watching = True
                     for name, group in groups.items():
                         await _watch(group, places[name], *command.words[1:])
                 elif command.words[0] == "sync":
                     await _sync(groups.values())
                 else:
                     player.play(command)
+                    is_paused = command.words[0] == "pause" or (is_paused and command.words[0] != "resume")
+                    if merges and is_watching and not is_paused:
+                        await _sync(groups.values())
             await _sync(groups.values())
             (player.source / _END).mkdir()
             for name, group in groups.items():

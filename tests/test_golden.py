@@ -1,4 +1,4 @@
-"""Every golden script, as told by the queue file and by the unix socket (docs/golden-scripts.md)."""
+"""Every golden script, heard by each watcher and told by each transport (docs/golden-scripts.md)."""
 
 from pathlib import Path
 
@@ -9,9 +9,10 @@ from tests import golden
 SCRIPTS = sorted((Path(__file__).parent / "golden").glob("*.txt"))
 
 
+@pytest.mark.parametrize("watcher", ["inotify", "fanotify"])
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_golden(path: Path, directory: Path) -> None:
+def test_golden(path: Path, watcher: str, directory: Path) -> None:
     script = golden.parse(path.read_text(encoding="utf-8"))
-    for transport, told in golden.play(script, directory).items():
-        expected, found = golden.compare(script.output, told)
+    for transport, told in golden.play(script, directory, watcher).items():
+        expected, found = golden.compare(script.output_of(watcher), told)
         assert found == expected, f"{path.name}: this is not what the {transport} was to tell"

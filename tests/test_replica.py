@@ -18,16 +18,21 @@ import trio
 from examples.replica import Replica, Seen
 from fusenotify import Event, Group, Origin, _linux, open_group
 from tests.harness import PATIENCE, Mount, mounted
+from tests.soak import SOAK
 
+WATCHERS = ("inotify", "fanotify")
 SEEDS = 240
+# In CI each seed is played with one of the watchers.
+PLAYED = [(watcher, seed) for watcher in WATCHERS for seed in range(SEEDS) if SOAK or WATCHERS[seed % 2] == watcher]
 STEPS = 70
 NAMES = ["a", "b", "c", "d", "e", "lang", "f g", os.fsdecode(b"\xff")]
 
 
-@pytest.fixture(scope="module")
-def shared(tmpfs: Path) -> Iterator[Mount]:
-    """One daemon for all seeds; every test leaves its tree empty."""
-    with tempfile.TemporaryDirectory(dir=tmpfs) as name, mounted(Path(name)) as mount:
+@pytest.fixture(scope="module", params=WATCHERS)
+def shared(tmpfs: Path, request: pytest.FixtureRequest) -> Iterator[Mount]:
+    """One daemon for all tests of a watcher; every test leaves its tree empty."""
+    arguments = ["--watcher", request.param]
+    with tempfile.TemporaryDirectory(dir=tmpfs) as name, mounted(Path(name), arguments) as mount:
         yield mount
 
 
@@ -402,7 +407,7 @@ def differences(mirror: Mirror, top: Path, below: Path) -> dict[str, tuple[Seen 
     }
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize(("shared", "seed"), PLAYED, indirect=["shared"])
 async def test_a_mirror_converges(clean: Mount, seed: int) -> None:
     dice = random.Random(seed)
     plan = Plan.of(dice)

@@ -1,31 +1,30 @@
 """The look ahead: which directories are about to leave their names."""
 
-import struct
 from collections import deque
 
-from fusenotify.joiner import IN_CREATE, IN_DELETE, IN_ISDIR, IN_MOVE_SELF, IN_MOVED_FROM, IN_MOVED_TO
+from fusenotify.joiner import IN_CREATE, IN_DELETE, IN_ISDIR, IN_MOVE_SELF, IN_MOVED_FROM, IN_MOVED_TO, RawEvent
 from fusenotify.stream import Stream
 
 DIRECTORY_LEAVES = IN_MOVED_FROM | IN_ISDIR
 
 
 class Kernel:
-    """A watcher whose bytes come from the test."""
+    """A watcher whose events come from the test."""
 
     def __init__(self) -> None:
         self.position = 0
         self.root_wd: int | None = None
-        self.waiting: deque[tuple[int, bytes]] = deque()
+        self.waiting: deque[tuple[int, list[RawEvent]]] = deque()
 
     def raise_event(self, wd: int, mask: int, name: bytes) -> None:
-        data = struct.pack("iIII", wd, mask, 0, 16) + name.ljust(16, b"\0")
-        self.waiting.append((self.position, data))
-        self.position += len(data)
+        event = (self.position, wd, mask, 0, name, None)
+        self.position += 32
+        self.waiting.append((self.position, [event]))
 
     def drain(self) -> int:
         return self.position
 
-    def take(self) -> tuple[int, bytes] | None:
+    def take(self) -> tuple[int, list[RawEvent]] | None:
         return self.waiting.popleft() if self.waiting else None
 
 

@@ -28,6 +28,15 @@ def process_of(thread_id: int) -> int | None:
         return None
 
 
+def user_of(process_id: int) -> int | None:
+    """Return the user with whose rights a process uses filesystems, None where nothing is known of it."""
+    try:
+        with open(f"/proc/{process_id}/status", "rb") as file:
+            return next((int(line.split()[4]) for line in file if line.startswith(b"Uid:")), None)
+    except OSError:
+        return None
+
+
 def groups_of(thread_id: int) -> tuple[int, ...]:
     """Return the supplementary groups of a thread; none where nothing is known of it, which gives it fewer rights."""
     return rights_of(thread_id)[0]

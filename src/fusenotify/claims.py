@@ -7,7 +7,7 @@ from fusenotify import events, joiner
 from fusenotify.backing import Backing
 from fusenotify.echoes import Echoes, Expectation, LocalOperation, Name
 from fusenotify.identity import InodeKey
-from fusenotify.joiner import Item, Move
+from fusenotify.joiner import ITSELF, Author, Item, Move, author_of
 from fusenotify.tree import Directory, Tree
 
 KINDS: Final = {
@@ -17,6 +17,14 @@ KINDS: Final = {
     joiner.IN_ATTRIB: events.ATTRIB,
     joiner.IN_CLOSE_WRITE: events.CLOSE_WRITE,
 }
+
+
+_NOWHERE: Final = Name(InodeKey(0, 0), None, b"")
+# What this process did and no operation has taken note of: names are told of as ever, and the rest is nobody's doing.
+_OF_OURS: Final = LocalOperation(
+    0, 0, None, None,
+    [Expectation(one, _NOWHERE, silent=True) for one in (events.MODIFY, events.ATTRIB, events.CLOSE_WRITE)],
+)  # fmt: skip
 
 
 class Claims:
@@ -35,8 +43,15 @@ class Claims:
         """Note an operation that begins now."""
         self._echoes.add(operation)
 
-    def claim(self, position: int, kind: int, directory: Directory, name: bytes) -> LocalOperation | None:
-        """Return the local operation that an event is the echo of, None for a remote change."""
+    def claim(
+        self, position: int, kind: int, directory: Directory, name: bytes, by: Author | None
+    ) -> LocalOperation | None:
+        """Return the local operation that an event is the echo of, None for a remote change.
+
+        `by` is who made the change, None where the watcher does not tell.
+        """
+        if by is not None and not by.is_us:
+            return None
         operation = self._echoes.at(position)
         if operation is not None:
             for expectation in operation.expectations:
@@ -44,17 +59,19 @@ class Claims:
                 if is_due and self._is_of(expectation, directory, name):
                     expectation.heard += 1
                     return operation
-        return None
+        return _OF_OURS if by is not None else None
 
     def claim_move(self, move: Move) -> tuple[LocalOperation | None, Expectation | None]:
         """Return the local operation that a rename is the echo of and what it expected; None for a remote one."""
+        if move.by is not None and not move.by.is_us:
+            return None, None
         operation = self._echoes.at(move.position)
         if operation is not None:
             for expectation in operation.expectations:
                 if not expectation.complete and expectation.matches_move(move):
                     expectation.heard += 1
                     return operation, expectation
-        return None, None
+        return _OF_OURS if move.by is not None else None, None
 
     def unheard(self, position: int) -> Iterator[tuple[LocalOperation, Expectation]]:
         """Yield what operations raised no event for, now that the stream has passed the place where it would be."""
@@ -92,9 +109,12 @@ class Claims:
         return len(items)
 
     def _looks_like_echo(self, operation: LocalOperation, item: Item) -> bool:
+        by = author_of(item)
+        if by is not None and not by.is_us:
+            return False
         if isinstance(item, Move):
             return any(one.matches_move(item) for one in operation.expectations)
-        directory, name = self._tree.by_wd.get(item[1]), item[4]
+        directory, name = entry_of(self._tree.by_wd.get(item[1]), item[4])
         kind = KINDS.get(item[2] & ~joiner.IN_ISDIR)
         return directory is not None and any(
             one.kind == kind and self._is_of(one, directory, name) for one in operation.expectations
@@ -107,3 +127,10 @@ class Claims:
             return True
         found = self._backing.stat_beneath(directory.prefix + name) if inode is not None else None
         return found is not None and InodeKey(found.st_dev, found.st_ino) == inode
+
+
+def entry_of(directory: Directory | None, name: bytes) -> tuple[Directory | None, bytes]:
+    """Return the directory and the name of what an event is about: a directory may have told of itself."""
+    if directory is not None and name == ITSELF:
+        return directory.parent, directory.name
+    return directory, name

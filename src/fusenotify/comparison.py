@@ -20,7 +20,7 @@ from fusenotify.identity import InodeKey
 from fusenotify.snapshot import UNKNOWN, Snapshot, numbered
 from fusenotify.telling import Teller
 from fusenotify.tree import ROOT_PATH, Directory, Tree
-from fusenotify.watchers.inotify import InotifyWatcher
+from fusenotify.watchers.watcher import Watcher
 
 # A change has its time before it raises its event, and whoever makes it may lose the processor in between.
 _IN_FLIGHT: Final = 1_000_000_000  # nanoseconds
@@ -65,7 +65,7 @@ class Comparison:
     def __init__(
         self,
         backing: Backing,
-        watcher: InotifyWatcher,
+        watcher: Watcher,
         crawler: Crawler,
         tree: Tree,
         snapshot: Snapshot,

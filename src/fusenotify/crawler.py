@@ -17,7 +17,7 @@ from fusenotify.identity import InodeKey
 from fusenotify.snapshot import Snapshot
 from fusenotify.stream import Stream
 from fusenotify.tree import Directory, Tree
-from fusenotify.watchers.inotify import Adoption, InotifyWatcher
+from fusenotify.watchers.watcher import Adoption, Watcher
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Crawler:
     def __init__(
         self,
         backing: Backing,
-        watcher: InotifyWatcher,
+        watcher: Watcher,
         stream: Stream,
         tree: Tree,
         filesystems: Filesystems,

@@ -53,7 +53,7 @@ from fusenotify.stream import Stream
 from fusenotify.telling import Teller
 from fusenotify.translation import Translator
 from fusenotify.tree import Tree
-from fusenotify.watchers.inotify import InotifyWatcher
+from fusenotify.watchers import choosing
 from fusenotify.whereabouts import Whereabouts
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Daemon:
     The attributes follow the two pipelines: what hears the backing tree, who listens, what serves the kernel.
     """
 
-    def __init__(self, target: mounting.Target, options: MountOptions, stack: ExitStack) -> None:
+    def __init__(self, target: mounting.Target, options: MountOptions, watcher: str, stack: ExitStack) -> None:
         self._target = target
         self._options = options
         self._epoch = secrets.token_hex(6)
@@ -82,7 +82,9 @@ class Daemon:
         self._backing = Backing(str(target.source))
         stack.callback(self._backing.close)
         self._filesystems = Filesystems(str(target.source))
-        self._watcher = InotifyWatcher()
+        self._watcher, self._watcher_reason = choosing.choose(
+            watcher, str(target.source), self._backing.root_fd, self._filesystems
+        )
         stack.callback(self._watcher.close)
         self._tree = Tree(self._backing.root_key)
         self._groups = Groups(self._tree, owner=os.geteuid(), watch_other=options.watch_other)
@@ -246,6 +248,7 @@ class Daemon:
             source=os.fsencode(self._target.source),
             mountpoint=os.fsencode(self._target.mountpoint),
             watcher=self._watcher.name,
+            watcher_reason=self._watcher_reason,
             native="off",
             cursor=format_cursor(self._epoch, self._teller.seq),
             watches=self._watcher.watches,
@@ -283,9 +286,17 @@ def _remove_socket(path: str, ours: os.stat_result) -> None:
             os.unlink(path)
 
 
-def run(target: mounting.Target, options: MountOptions, listen: Sequence[str], on_ready: Callable[[int], None]) -> None:
+def run(
+    target: mounting.Target,
+    options: MountOptions,
+    listen: Sequence[str],
+    on_ready: Callable[[int], None],
+    *,
+    watcher: str = "auto",
+) -> None:
     """Serve one mount in this process until it is unmounted or told to stop (SIGINT, SIGTERM).
 
+    `watcher` is what is to hear the backing tree: `auto`, `inotify` or `fanotify`.
     `on_ready` is called once, when the mount answers and every watch is in force, with the number of directories for
     which that is not possible.
 
@@ -298,7 +309,7 @@ def run(target: mounting.Target, options: MountOptions, listen: Sequence[str], o
     # With it, quotas and the blocks reserved for root would not hold for anybody who writes through us.
     _linux.drop_capability(_CAP_SYS_RESOURCE)
     with ExitStack() as stack:
-        daemon = Daemon(target, options, stack)
+        daemon = Daemon(target, options, watcher, stack)
         trio.run(daemon.run, listen, on_ready)
 
 

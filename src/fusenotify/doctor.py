@@ -26,6 +26,7 @@ from fusenotify.mounting import (
     user_allow_other,
 )
 from fusenotify.preflight import is_queue_directory_hidden
+from fusenotify.watchers.fanotify import open_group
 
 # Since 5.14 the kernel retires an inode whose number comes back with another generation; we reuse numbers that way.
 _OLDEST_KERNEL: Final = (5, 14)
@@ -61,6 +62,7 @@ def run_checks() -> list[Check]:
         _check_allow_other(),
         _check_rights(),
         *(_check_limit(name) for name in _INOTIFY_LIMITS),
+        _check_fanotify(),
         *(_check_package(module, package) for module, package in _DAEMON_PACKAGES),
         _check_mounts(find_mounts()),
         _check_hidden(find_mounts()),
@@ -145,6 +147,15 @@ def _check_limit(name: str) -> Check:
         return Check(name, False, f"cannot be read: {error.strerror}", "use a kernel with inotify, and mount /proc")
     advice = f"raise it: sysctl fs.inotify.{name}={max(enough, 8 * value)}" if value < enough else None
     return Check(name, value >= enough, f"{value} {meaning}", advice)
+
+
+def _check_fanotify() -> Check:
+    try:
+        os.close(open_group())
+    except EnvironmentProblem as problem:
+        what, _, advice = str(problem).partition(". ")
+        return Check("fanotify", True, f"{what}; inotify does as well", advice)
+    return Check("fanotify", True, "can be used: who makes a change is known, and large trees need no watches")
 
 
 def _check_package(module: str, package: str) -> Check:

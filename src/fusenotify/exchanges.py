@@ -65,6 +65,8 @@ class Exchanges:
 
     def _is_local(self, move: Move) -> bool:
         """Whether an operation of ours expects this rename: then what it is need not be found out."""
+        if move.by is not None and not move.by.is_us:
+            return False
         operation = self._echoes.at(move.position)
         return operation is not None and any(one.matches_move(move) for one in operation.expectations)
 

@@ -1,7 +1,7 @@
 """The event path's engine: from the watcher's bytes to the groups, one batch after the other.
 
-One task waits for the inotify descriptor and empties the kernel's queue; another works through the buffer. Handlers of
-file operations never wait for either. It runs under trio, in the daemon, and under asyncio as well: a client's marks on
+One task waits for the watcher's descriptor and empties the kernel's queue; another works through the buffer. Handlers
+of file operations never wait for either. It runs under trio, in the daemon, and under asyncio as well: a client's marks on
 other filesystems are heard in the client's own process.
 """
 
@@ -24,7 +24,7 @@ from fusenotify.renames import LostTrackError
 from fusenotify.status import Histogram
 from fusenotify.stream import Stream
 from fusenotify.translation import OverflowedError, Translator
-from fusenotify.watchers.inotify import InotifyWatcher
+from fusenotify.watchers.watcher import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Hearing:
 
     def __init__(
         self,
-        watcher: InotifyWatcher,
+        watcher: Watcher,
         stream: Stream,
         translator: Translator,
         recovery: Recovery,
@@ -218,12 +218,13 @@ class Hearing:
                 self._passed_on = end
                 await self._pay_debts()
                 self._finish(end)
+            self._passed_on = max(self._passed_on, position)  # what does not concern the tree has a position too
             if self._joiner.waiting or self._held:
                 await self._await_partner()
                 continue
             self._patience = None
             await self._pay_debts()
-            if self._watcher.drain() == position:
+            if not self._stream.has_unread:  # though positions may have grown, by what does not concern the tree
                 self._finish(position)
                 if not self._groups.debts and not await self._see():
                     return

@@ -1,4 +1,4 @@
-"""Raw inotify bytes to changes: parsing with positions, and the two halves of a rename joined into one.
+"""Raw events of a watcher to changes: parsing with positions, and the two halves of a rename joined into one.
 
 Pure: no descriptor, no clock. The kernel queues IN_MOVED_TO right after IN_MOVED_FROM, but as two insertions: events of
 other processors can fall between them, and a read can end between them. So a half that has no partner yet holds back
@@ -23,14 +23,32 @@ IN_UNMOUNT: Final = 0x2000
 IN_Q_OVERFLOW: Final = 0x4000
 IN_IGNORED: Final = 0x8000
 IN_ISDIR: Final = 0x40000000
+FOUND: Final = 0x01000000  # not the kernel's: what a name stands for was found by looking, after it had been in doubt
+ALONE: Final = 0  # the cookie of half a rename whose other half is outside the tree for sure
+ITSELF: Final = b"."  # the name in events of a directory that only the directory itself tells of
 _IN_MOVE: Final = IN_MOVED_FROM | IN_MOVED_TO
 
 _HEADER: Final = struct.Struct("iIII")
 # Beyond this many held-back events a lone IN_MOVED_FROM is taken for a move out of the tree.
 _PATIENCE: Final = 512
 
-# (position in the stream, watch descriptor, mask, cookie, name)
-RawEvent = tuple[int, int, int, int, bytes]
+
+class Author(NamedTuple):
+    """Who made a change, from a watcher that knows; None where nothing is known of the process any more.
+
+    Attributes:
+        pid: process id (thread group).
+        uid: its user id.
+        is_us: whether it is this very process, whose changes are those of programs on the mount.
+    """
+
+    pid: int | None
+    uid: int | None
+    is_us: bool = False
+
+
+# (position in the stream, watch descriptor, mask, cookie, name, who; None where the watcher does not tell)
+RawEvent = tuple[int, int, int, int, bytes, Author | None]
 
 
 class Move(NamedTuple):
@@ -38,8 +56,9 @@ class Move(NamedTuple):
 
     Attributes:
         position: of the first half in the stream, bytes.
-        end: position right behind the second half.
+        end: a position behind the second half, and before whatever follows.
         is_dir: whether the object is a directory.
+        by: who made it; None where the watcher does not tell.
     """
 
     position: int
@@ -49,6 +68,7 @@ class Move(NamedTuple):
     old_name: bytes
     new_wd: int | None
     new_name: bytes
+    by: Author | None = None
 
     def is_mirror_of(self, other: "Move") -> bool:
         """Whether this move goes exactly the other way: the second half of a RENAME_EXCHANGE looks so."""
@@ -63,6 +83,11 @@ class Move(NamedTuple):
 Item = RawEvent | Move
 
 
+def author_of(item: Item) -> Author | None:
+    """Return who made a change, None where the watcher does not tell."""
+    return item.by if isinstance(item, Move) else item[5]
+
+
 def parse(data: bytes, position: int) -> list[RawEvent]:
     """Split the bytes of an inotify read into events.
 
@@ -75,15 +100,9 @@ def parse(data: bytes, position: int) -> list[RawEvent]:
     while offset < end:
         wd, mask, cookie, length = unpack(data, offset)
         start = offset + 16
-        append((position + offset, wd, mask, cookie, data[start : start + length].rstrip(b"\0")))
+        append((position + offset, wd, mask, cookie, data[start : start + length].rstrip(b"\0"), None))
         offset = start + length
     return events
-
-
-def _end(event: RawEvent) -> int:
-    """Return the position right behind an event: names are padded with NULs to a multiple of the header's size."""
-    name = event[4]
-    return event[0] + 16 + ((len(name) + 16) // 16 * 16 if name else 0)
 
 
 class Joiner:
@@ -110,6 +129,8 @@ class Joiner:
             mask = event[2]
             if not mask & _IN_MOVE:
                 (self._held if self._waiting else ready).append(event)
+            elif mask & IN_MOVED_FROM and event[3] == ALONE:
+                (self._held if self._waiting else ready).append(_out(event))
             elif mask & IN_MOVED_FROM:
                 self._waiting[event[3]] = self._first + len(self._held)
                 self._held.append(event)
@@ -130,12 +151,14 @@ class Joiner:
         is_dir = bool(event[2] & IN_ISDIR)
         number = self._waiting.pop(event[3], None)
         if number is None:
-            into = Move(event[0], _end(event), is_dir, None, b"", event[1], event[4])
+            into = Move(event[0], event[0] + 1, is_dir, None, b"", event[1], event[4], event[5])
             (self._held if self._waiting else ready).append(into)
             return
         first = self._held[number - self._first]
         assert not isinstance(first, Move)
-        self._held[number - self._first] = Move(first[0], _end(event), is_dir, first[1], first[4], event[1], event[4])
+        self._held[number - self._first] = Move(
+            first[0], event[0] + 1, is_dir, first[1], first[4], event[1], event[4], event[5]
+        )
         self._release(ready)
 
     def _give_up_oldest(self, ready: list[Item]) -> None:
@@ -143,8 +166,7 @@ class Joiner:
         del self._waiting[next(iter(self._waiting))]
         first = self._held[0]
         assert not isinstance(first, Move)
-        is_dir = bool(first[2] & IN_ISDIR)
-        self._held[0] = Move(first[0], _end(first), is_dir, first[1], first[4], None, b"")
+        self._held[0] = _out(first)
         self._release(ready)
 
     def _release(self, ready: list[Item]) -> None:
@@ -153,3 +175,8 @@ class Joiner:
         ready += self._held[:count]
         del self._held[:count]
         self._first += count
+
+
+def _out(first: RawEvent) -> Move:
+    """Return the move out of the tree that a first half without a second one is."""
+    return Move(first[0], first[0] + 1, bool(first[2] & IN_ISDIR), first[1], first[4], None, b"", first[5])

@@ -13,14 +13,14 @@ from fusenotify.changes import Changes
 from fusenotify.echoes import STILL_OPEN, Expectation, LocalOperation, Name
 from fusenotify.hearing import Hearing
 from fusenotify.inodes import Node
-from fusenotify.watchers.inotify import InotifyWatcher
+from fusenotify.watchers.watcher import Watcher
 
 
 class Recorder:
     """Brackets the system calls of operations, and knows who made them."""
 
     def __init__(
-        self, watcher: InotifyWatcher, hearing: Hearing, changes: Changes, is_anyone_listening: Callable[[], bool]
+        self, watcher: Watcher, hearing: Hearing, changes: Changes, is_anyone_listening: Callable[[], bool]
     ) -> None:
         self._watcher = watcher
         self._hearing = hearing

@@ -23,7 +23,7 @@ from fusenotify.renames import LostTrackError
 from fusenotify.stream import Stream
 from fusenotify.translation import ROOT_GONE, Translator
 from fusenotify.tree import Directory
-from fusenotify.watchers.inotify import InotifyWatcher
+from fusenotify.watchers.watcher import Watcher
 
 _FEW: Final = 64  # directories whose names are kept until the stream has told of them again
 _ALONE: Final = 16  # directories that are looked at before something may be told of them
@@ -43,7 +43,7 @@ class Recovery:
 
     def __init__(
         self,
-        watcher: InotifyWatcher,
+        watcher: Watcher,
         stream: Stream,
         crawler: Crawler,
         claims: Claims,
@@ -148,7 +148,7 @@ class Recovery:
         has_lost = False
         self._skipped_to = self._watcher.drain()
         for end, events in self._stream.skip():
-            for _, wd, mask, _, _ in events:
+            for _, wd, mask, *_ in events:
                 directory = self._tree.by_wd.get(wd)
                 if directory is not None:
                     touched.add(directory)
@@ -165,7 +165,7 @@ class Recovery:
         if came > _MUCH:
             return False
         self._stream.look_ahead()
-        for _, wd, mask, _, _ in self._stream.pending():
+        for _, wd, mask, *_ in self._stream.pending():
             if mask & joiner.IN_Q_OVERFLOW:
                 return False
             is_of_directory = mask & joiner.IN_ISDIR and mask & _OF_DIRECTORIES

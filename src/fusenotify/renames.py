@@ -13,7 +13,7 @@ from fusenotify.joiner import Item, Move
 from fusenotify.stream import Stream
 from fusenotify.telling import Teller
 from fusenotify.tree import Directory, Tree
-from fusenotify.watchers.inotify import InotifyWatcher
+from fusenotify.watchers.watcher import Watcher
 
 
 class LostTrackError(Exception):
@@ -25,7 +25,7 @@ class Renames:
     """Tells of renames and changes the tree accordingly."""
 
     tree: Tree
-    watcher: InotifyWatcher
+    watcher: Watcher
     stream: Stream
     crawler: Crawler
     exchanges: Exchanges

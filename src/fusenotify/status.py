@@ -80,9 +80,10 @@ class Status(msgspec.Struct):
         source: the backing tree; bytes, as a path need not be UTF-8.
         mountpoint: where it is mounted; bytes too.
         watcher: what hears the backing tree.
+        watcher_reason: why it is that one.
         native: how native delivery is set.
         cursor: the current position in the history of changes.
-        watches: how many watches are set on the backing tree.
+        watches: how many directories of the backing tree are watched.
         overflows: how often the kernel's queue lost events.
         recoveries: how often that was repaired by comparison.
         deaf: how many directories there are in which changes are not heard, or not those of other machines.
@@ -119,3 +120,4 @@ class Status(msgspec.Struct):
     dropped: int = 0
     queues: list[QueueStatus] = []
     latency: Latency = msgspec.field(default_factory=Latency)
+    watcher_reason: str = ""

@@ -21,7 +21,6 @@ from fusenotify.joiner import (
     Item,
     Move,
     RawEvent,
-    parse,
 )
 
 # What is moved to a name may take it from another directory, an empty one, of which nothing else is told.
@@ -30,7 +29,7 @@ _DELETED_DIRECTORY: Final = IN_DELETE | IN_ISDIR
 
 
 class Source(Protocol):
-    """Where the bytes come from: a watcher.
+    """Where the events come from: a watcher.
 
     Attributes:
         root_wd: the watch descriptor of the root, None before it is watched.
@@ -41,8 +40,8 @@ class Source(Protocol):
     def drain(self) -> int:
         """Read what the kernel holds and return the position behind it."""
 
-    def take(self) -> tuple[int, bytes] | None:
-        """Return the oldest bytes that were read and their position, None when there are none."""
+    def take(self) -> tuple[int, list[RawEvent]] | None:
+        """Return the oldest events that were read and a position behind them, None when there are none."""
 
 
 class _Positions:
@@ -72,7 +71,7 @@ class _Positions:
 
 
 class Stream:
-    """Parses what the watcher has read, each byte once, and knows which directories are about to leave their names."""
+    """Takes what the watcher has read, and knows which directories are about to leave their names."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -163,10 +162,9 @@ class Stream:
         chunk = self._source.take()
         if chunk is None:
             return False
-        start, data = chunk
-        events = parse(data, start)
+        self._parsed_to, events = chunk
         has_self_moves = False
-        for position, wd, mask, _, name in events:
+        for position, wd, mask, _, name, _ in events:
             if mask & IN_ISDIR and mask & _LEAVING:
                 self._leaving.setdefault((wd, name), _Positions()).append(position)
             elif mask & IN_MOVE_SELF and wd != self._source.root_wd:
@@ -175,6 +173,5 @@ class Stream:
                 has_self_moves = True
         if has_self_moves:
             events = [one for one in events if not one[2] & IN_MOVE_SELF or one[1] == self._source.root_wd]
-        self._parsed_to = start + len(data)
         self._parsed.append((self._parsed_to, events))
         return True

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from fusenotify.echoes import LocalOperation
-from fusenotify.events import CREATE, DELETE, EXCHANGE, IS_DIR, LOCAL, OTHER_IS_DIR, RENAME, EventRecord
+from fusenotify.events import CREATE, DELETE, EXCHANGE, IS_DIR, LOCAL, OTHER_IS_DIR, RECOVERED, RENAME, EventRecord
+from fusenotify.joiner import Author
 from fusenotify.snapshot import UNKNOWN, Snapshot, numbered
 from fusenotify.tree import Directory
 
@@ -17,12 +18,14 @@ class Teller:
     Attributes:
         seq: how many events have been told in this run of the daemon.
         time_ns: when what is told now was heard, nanoseconds since the epoch.
+        by: who made the change that is told now, where the watcher knows.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         self.seq = 0
         self.time_ns = 0
+        self.by: Author | None = None
         self._batch: list[EventRecord] = []
 
     def tell(
@@ -37,7 +40,8 @@ class Teller:
         """Gather one event; `operation` is the local operation that made the change, None for a remote one."""
         self.seq += 1
         if operation is None:
-            record = EventRecord(self.seq, self.time_ns, kind, flags, path, old_path, None, None, reason)
+            pid, uid = (None, None) if self.by is None or flags & RECOVERED else (self.by.pid, self.by.uid)
+            record = EventRecord(self.seq, self.time_ns, kind, flags, path, old_path, pid, uid, reason)
         else:
             record = EventRecord(
                 self.seq, self.time_ns, kind, flags | LOCAL, path, old_path, operation.pid, operation.uid, reason

@@ -8,17 +8,17 @@ from typing import Final
 
 from fusenotify import events, joiner
 from fusenotify.arrivals import Arrivals
-from fusenotify.claims import KINDS, Claims
+from fusenotify.claims import KINDS, Claims, entry_of
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import LocalOperation
-from fusenotify.events import IS_DIR, EventRecord, Reason
+from fusenotify.events import IS_DIR, RECOVERED, EventRecord, Reason
 from fusenotify.exchanges import Exchanges
-from fusenotify.joiner import Item, Move, RawEvent
+from fusenotify.joiner import Item, Move, RawEvent, author_of
 from fusenotify.renames import Renames
 from fusenotify.stream import Stream
 from fusenotify.telling import Teller
 from fusenotify.tree import ROOT_PATH, Directory, Tree
-from fusenotify.watchers.inotify import InotifyWatcher
+from fusenotify.watchers.watcher import Watcher
 
 ROOT_GONE: Final = joiner.IN_DELETE_SELF | joiner.IN_UNMOUNT | joiner.IN_MOVE_SELF
 _TURN: Final = 16  # items told before other work may be done
@@ -40,7 +40,7 @@ class Translator:
 
     def __init__(
         self,
-        watcher: InotifyWatcher,
+        watcher: Watcher,
         stream: Stream,
         crawler: Crawler,
         exchanges: Exchanges,
@@ -75,6 +75,7 @@ class Translator:
     def lose(self, time_ns: int) -> Iterator[list[EventRecord]]:
         """Tell that events are lost."""
         self.at(time_ns)
+        self._teller.by = None
         self._came_in = None
         self.overflows += 1
         yield from self._teller.flush()
@@ -105,8 +106,10 @@ class Translator:
                 yield self._teller.gathered() if self._teller.is_full else []
             self._stream.passes(item)
             came_in, self._came_in = self._came_in, None
+            self._teller.by = None
             if self._claims:
                 yield from self._tell_unheard(item[0])
+            self._teller.by = author_of(item)
             if isinstance(item, Move):
                 partner = self.exchanges.partner(items, index)
                 if (yield from self._renames.on_rename(item, items[partner] if partner is not None else None)):
@@ -122,6 +125,7 @@ class Translator:
                 self._watcher.adoption_by(item[1])  # goes untold, so what was listed before is out of date
                 if item[2] & joiner.IN_IGNORED:
                     self._watcher.forget(item[1])
+        self._teller.by = None
         yield from self._teller.flush()
 
     def settle(self, position: int, time_ns: int) -> Iterator[list[EventRecord]]:
@@ -133,14 +137,20 @@ class Translator:
     # --- one event -------------------------------------------------------------------------------------------------
 
     def _on_event(self, directory: Directory, item: RawEvent) -> Iterator[list[EventRecord]]:
-        position, wd, mask, _, name = item
-        kind = KINDS.get(mask & ~joiner.IN_ISDIR)
+        position, _, mask, _, name, by = item
+        kind = KINDS.get(mask & ~joiner.IN_ISDIR & ~joiner.FOUND)
         if kind is None or not name:
-            self._on_self(directory, wd, mask, position)
+            self._on_self(directory, item)
             return
-        operation = self._claims.claim(position, kind, directory, name)
+        where, name = entry_of(directory, name)
+        if where is None:
+            return  # it has left the tree
+        directory, is_dir = where, bool(mask & joiner.IN_ISDIR)
+        if mask & joiner.FOUND:
+            yield from self._on_found(directory, name, kind, is_dir)
+            return
+        operation = self._claims.claim(position, kind, directory, name, by)
         known = directory.known_names(position)
-        is_dir = bool(mask & joiner.IN_ISDIR)
         if kind == events.CREATE:
             if known is None or name not in known:
                 yield from self._on_create(directory, name, is_dir, operation)
@@ -150,16 +160,25 @@ class Translator:
         elif operation is None or not operation.is_silent(kind):
             self._teller.entry(kind, directory, name, is_dir, operation)
 
-    def _on_self(self, directory: Directory, wd: int, mask: int, position: int) -> None:
+    def _on_found(self, directory: Directory, name: bytes, kind: int, is_dir: bool) -> Iterator[list[EventRecord]]:
+        """Tell what a name stands for, which what was heard of it has left in doubt."""
+        if kind == events.CREATE:
+            yield from self._arrivals.introduce(directory, name, is_dir)
+        else:
+            yield from self._on_delete(directory, name, is_dir, None, RECOVERED)
+
+    def _on_self(self, directory: Directory, item: RawEvent) -> None:
         """Handle an event of the watched directory itself; but for the root its parent tells the same."""
+        position, wd, mask, _, _, by = item
         if mask & joiner.IN_IGNORED:
             self._watcher.forget(wd)
             self.tree.set_wd(directory, None)
         elif directory is not self.tree.root:
             return
         elif mask & joiner.IN_ATTRIB:
-            operation = self._claims.claim(position, events.ATTRIB, directory, b"")
-            self._teller.tell(events.ATTRIB, ROOT_PATH, operation, IS_DIR)
+            operation = self._claims.claim(position, events.ATTRIB, directory, b"", by)
+            if operation is None or not operation.is_silent(events.ATTRIB):
+                self._teller.tell(events.ATTRIB, ROOT_PATH, operation, IS_DIR)
         elif mask & ROOT_GONE and not self.root_gone:
             self.root_gone = True
             self._teller.tell(events.UNMOUNT, None, None, IS_DIR)
@@ -174,9 +193,9 @@ class Translator:
             yield from self._arrivals.arrive(directory, name, operation)
 
     def _on_delete(
-        self, directory: Directory, name: bytes, is_dir: bool, operation: LocalOperation | None
+        self, directory: Directory, name: bytes, is_dir: bool, operation: LocalOperation | None, flags: int = 0
     ) -> Iterator[list[EventRecord]]:
-        self._teller.entry(events.DELETE, directory, name, is_dir, operation)
+        self._teller.entry(events.DELETE, directory, name, is_dir, operation, flags)
         if directory.announced is not None:
             directory.announced.discard(name)
         if not is_dir:

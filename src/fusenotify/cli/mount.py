@@ -1,6 +1,7 @@
 """`fusenotify mount`."""
 
 import argparse
+import functools
 import logging
 import os
 import socket
@@ -25,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     state_dir = Path(options.state_dir) if options.state_dir else default_state_dir(options.source)
     target = preflight(options.source, options.mountpoint, state_dir, mount_options)
     _make_state_dir(target.state_dir)
-    serve = _load_daemon()
+    serve = _load_daemon(options.watcher)
     listen = [_absolute(url) for url in options.listen]
     for url in listen:
         check_socket(url.partition(":")[2], target)
@@ -36,14 +37,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load_daemon() -> Serve:
+def _load_daemon(watcher: str) -> Serve:
     try:
         from fusenotify.daemon import run as serve  # noqa: PLC0415 - the client-only installation has no pyfuse3
     except ModuleNotFoundError as error:
         raise EnvironmentProblem(
             f"mounting needs the package {error.name}: install it with `pip install 'fusenotify[daemon]'`"
         ) from error
-    return serve
+    return functools.partial(serve, watcher=watcher)
 
 
 def _make_state_dir(path: Path) -> None:

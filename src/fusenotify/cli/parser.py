@@ -92,8 +92,9 @@ def _add_mount(command: argparse.ArgumentParser) -> None:
     command.add_argument("--daemon", action="store_true", help="go to the background once every watch is in force")
     command.add_argument("--state-dir", metavar="DIR", help="where the daemon keeps what must outlive it")
     command.add_argument(
-        "--watcher", choices=("auto", "inotify"), default="auto", help="what hears the backing tree (default: auto)"
-    )
+        "--watcher", choices=("auto", "inotify", "fanotify"), default="auto",
+        help="what hears the backing tree (default: auto, which takes fanotify for large trees where it can be had)",
+    )  # fmt: skip
     command.add_argument(
         "--listen", action="append", default=[], metavar="unix:PATH", help="also serve clients on a socket; repeatable"
     )

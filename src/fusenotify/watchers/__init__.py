@@ -1,1 +1,1 @@
-"""Where changes of the backing tree are heard. Each watcher is a source of raw bytes with positions."""
+"""Where changes of the backing tree are heard. Each watcher is a source of raw events with positions."""

@@ -10,8 +10,6 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from fcntl import ioctl
 from pathlib import Path
 from termios import FIONREAD
@@ -20,9 +18,10 @@ from typing import Final
 from inotify_simple import INotify, flags
 
 from fusenotify._linux import proc_path
-from fusenotify.backing import Entry, entries_of
 from fusenotify.errors import EnvironmentProblem
 from fusenotify.identity import InodeKey
+from fusenotify.joiner import RawEvent, parse
+from fusenotify.watchers.watcher import Adoption, Watcher, list_directory
 
 log = logging.getLogger(__name__)
 
@@ -51,36 +50,13 @@ _LIMIT_ADVICE: Final = (
 )
 
 
-@dataclass(slots=True)
-class Adoption:
-    """A directory as it was taken under watch.
-
-    Attributes:
-        wd: its watch descriptor; None where it could not be watched.
-        key: device and inode number.
-        entries: (name, is it a directory, inode number) of what was in it right after the watch was set.
-        overlaps: whether events came before the end of the listing, so that both may tell the same.
-        until: the position in the stream at the end of the listing.
-    """
-
-    wd: int | None
-    key: InodeKey
-    entries: list[Entry]
-    overlaps: bool
-    until: int
-
-
-class InotifyWatcher:
-    """The watches on the backing tree and the bytes they raised.
-
-    Attributes:
-        adoptions: directories that a handler took under watch before the stream told of them.
-        root_wd: the watch descriptor of what was watched first, the root.
-    """
+class InotifyWatcher(Watcher):
+    """The watches on the backing tree and the bytes they raised."""
 
     name = "inotify"
 
     def __init__(self) -> None:
+        super().__init__()
         try:
             self._inotify = INotify(nonblocking=True)
         except OSError as error:
@@ -90,18 +66,10 @@ class InotifyWatcher:
                 "no inotify instance is left for this user (fs.inotify.max_user_instances); "
                 "raise it with `sysctl fs.inotify.max_user_instances=1024` or end a program that watches files"
             ) from error
-        self.adoptions: dict[InodeKey, Adoption] = {}
-        self.on_data: Callable[[], None] = lambda: None
-        self.root_wd: int | None = None  # of what was watched first
-        self._wds: dict[InodeKey, int] = {}
-        self._refused: set[InodeKey] = set()
-        self._keys: dict[int, InodeKey] = {}
         self._buffer: deque[bytes] = deque()
         self._untold = 0  # bytes read and not told yet, here or with whoever took them
         self._read = 0
         self._taken = 0
-        self._reads: deque[tuple[int, float]] = deque()  # (position, time) of what was read and is not told yet
-        self._emptied: deque[tuple[int, int]] = deque([(0, time.time_ns())])  # (position, time) of empty kernel queues
         self._available = bytearray(4)
 
     def close(self) -> None:
@@ -114,30 +82,12 @@ class InotifyWatcher:
         return fd
 
     @property
-    def watches(self) -> int:
-        """How many watches are set."""
-        return len(self._keys)
-
-    @property
     def limit(self) -> int:
         """How many watches the user may have in all, 0 where the kernel does not say."""
         try:
             return int(Path("/proc/sys/fs/inotify/max_user_watches").read_text())
         except OSError:
             return 0
-
-    @property
-    def deaf(self) -> int:
-        """How many directories could not be watched."""
-        return len(self._refused)
-
-    def refuse(self, key: InodeKey) -> None:
-        """Take note that a directory cannot even be opened."""
-        self._refused.add(key)
-
-    def allow(self, key: InodeKey) -> None:
-        """Take note that a directory that may have been refused has gone: its number may become another's."""
-        self._refused.discard(key)
 
     # --- the stream ------------------------------------------------------------------------------------------------
 
@@ -151,51 +101,27 @@ class InotifyWatcher:
             self._buffer.append(data)
             self._untold += len(data)
             self._read += len(data)
-            self._reads.append((self._read, time.monotonic()))
+            self._note_read(self._read)
             waiting -= len(data)
             self.on_data()
         if not waiting:
-            if self._emptied[-1][0] == self._read:
-                self._emptied.pop()
-            self._emptied.append((self._read, now))
+            self._note_empty(self._read, now)
         return self._read + waiting
 
-    def take(self) -> tuple[int, bytes] | None:
-        """Return the oldest buffered bytes and their position, None when there are none."""
+    def take(self) -> tuple[int, list[RawEvent]] | None:
+        """Return the oldest events that were read and the position behind them, None when there are none."""
         if not self._buffer:
             return None
         position, data = self._taken, self._buffer.popleft()
         self._taken += len(data)
-        return position, data
+        return self._taken, parse(data, position)
 
     def told(self, position: int) -> None:
         """Take note that everything before a position has been worked off and takes no memory any more."""
         self._untold = self._read - position
-        while self._reads and self._reads[0][0] <= position:
-            self._reads.popleft()
-        while len(self._emptied) > 1 and self._emptied[1][0] <= position:
-            self._emptied.popleft()
-
-    def read_at(self, position: int) -> float:
-        """Return when what stands before a position was read from the kernel, as `time.monotonic` does."""
-        return next((when for end, when in self._reads if end >= position), time.monotonic())
-
-    def heard_until(self, position: int) -> int:
-        """Return the time, in nanoseconds since the epoch, before which nothing can be missing from the stream.
-
-        `position` is where the stream is looked at: what the last call of `told` was given, or behind that.
-        """
-        return max((when for end, when in self._emptied if end <= position), default=0)
+        self._forget_times(position)
 
     # --- the watches -----------------------------------------------------------------------------------------------
-
-    def wd_of(self, key: InodeKey) -> int | None:
-        """Return the watch descriptor of a directory, None when it is not watched."""
-        return self._wds.get(key)
-
-    def has_heard_of(self, key: InodeKey) -> bool:
-        """Whether a directory is watched, or was found to be unwatchable."""
-        return key in self._wds or key in self._refused
 
     def adopt(self, directory_fd: int) -> Adoption:
         """Watch a directory, then list it: in this order nothing that appears in it can be missed.
@@ -207,17 +133,9 @@ class InotifyWatcher:
         before = self.drain()
         has_raised_events = key in self._wds
         wd = self.watch(directory_fd, key)
-        entries: list[Entry] = []
-        with contextlib.suppress(FileNotFoundError), os.scandir(directory_fd) as listing:
-            entries = entries_of(listing)
+        entries = list_directory(directory_fd)
         until = self.drain()
         return Adoption(wd, key, entries, has_raised_events or until > before, until)
-
-    def adoption_by(self, wd: int) -> Adoption | None:
-        """Take out the adoption that set a watch, if that is the last one of its directory; else return None."""
-        key = self._keys.get(wd)
-        adoption = self.adoptions.get(key) if key is not None else None
-        return self.adoptions.pop(adoption.key) if adoption is not None and adoption.wd == wd else None
 
     def watch(self, directory_fd: int, key: InodeKey) -> int | None:
         """Watch a directory, unless that is so already, and return its watch descriptor; None where it cannot be.
@@ -232,10 +150,7 @@ class InotifyWatcher:
             if error.errno != errno.ENOENT:
                 self._refused.add(key)
             return None
-        self._refused.discard(key)
-        self._wds[key] = wd
-        self._keys[wd] = key
-        self.root_wd = self.root_wd or wd
+        self._watched(key, wd)
         return wd
 
     def unwatch(self, wd: int) -> None:
@@ -243,9 +158,3 @@ class InotifyWatcher:
         self.forget(wd)
         with contextlib.suppress(OSError):  # EINVAL: the kernel dropped it when the directory was deleted
             self._inotify.rm_watch(wd)
-
-    def forget(self, wd: int) -> None:
-        """Take note that the kernel has dropped a watch (IN_IGNORED)."""
-        key = self._keys.pop(wd, None)
-        if key is not None and self._wds.get(key) == wd:
-            del self._wds[key]
