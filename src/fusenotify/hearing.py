@@ -1,8 +1,8 @@
 """The event path's engine: from the watcher's bytes to the groups, one batch after the other.
 
 One task waits for the watcher's descriptor and empties the kernel's queue; another works through the buffer. Handlers
-of file operations never wait for either. It runs under trio, in the daemon, and under asyncio as well: a client's marks on
-other filesystems are heard in the client's own process.
+of file operations never wait for either. It runs under trio, in the daemon, and under asyncio as well: a client's marks
+on other filesystems are heard in the client's own process.
 """
 
 import logging
