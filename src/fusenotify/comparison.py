@@ -297,6 +297,8 @@ class Comparison:
             for name in difference.vanished:
                 if self._tree.contains(directory) and name in self._snapshot.known(directory):
                     yield from self._tell_gone(directory, name)
+        # What has come to a place of which all was forgotten could not be told there before it had gone elsewhere.
+        yield from self._arrivals.arrive_missed()
         for wd in self._new_by_wd:
             if wd not in self._tree.by_wd:
                 self._watcher.unwatch(wd)
