@@ -155,27 +155,32 @@ class Comparison:
     def _compare(self, directory: Directory, *, relist: bool) -> Generator[list[EventRecord], None, bool]:
         path = self._path_of(directory)
         reached = self._crawler.reach(path) if path is not None else None
-        if reached is None or reached.key != directory.key:
-            if reached is not None and reached.fd is not None:
-                os.close(reached.fd)
-            return False
-        if reached.fd is not None:
-            try:
-                yield from self._compare_open(self._watched(directory, reached.fd), reached.fd, relist=relist)
-            finally:
-                os.close(reached.fd)
-        return True
+        if reached is None or reached.fd is None:
+            return reached is not None and reached.key == directory.key
+        try:
+            there = self._what_is_there(directory, reached.fd, reached.key)
+            if there is not None:
+                yield from self._compare_open(there, reached.fd, relist=relist or there is not directory)
+            return there is not None
+        finally:
+            os.close(reached.fd)
 
-    def _watched(self, directory: Directory, fd: int) -> Directory:
-        """Have a directory watched, and return what it is: another one, if its inode number has been used again."""
-        wd = self._watcher.watch(fd, directory.key)
-        if directory.wd is not None and wd is not None and wd != directory.wd:
-            place = self._places.pop(directory, None) or (directory.parent, directory.name)
-            assert place[0] is not None  # the root is held open
-            return self._new(place[0], place[1], wd, directory.key)
-        if wd != directory.wd and self._tree.contains(directory):
-            self._tree.set_wd(directory, wd)
-        return directory
+    def _what_is_there(self, directory: Directory, fd: int, key: InodeKey) -> Directory | None:
+        """Have what is at the place of a directory watched, and return what it is; None if it is known elsewhere.
+
+        It is another one if the inode number has been used again, or something has been mounted there or unmounted.
+        """
+        wd = self._watcher.watch(fd, key)
+        if key == directory.key and (wd is None or directory.wd in (None, wd)):
+            if wd != directory.wd and self._tree.contains(directory):
+                self._tree.set_wd(directory, wd)
+            return directory
+        parent, name = self._places.get(directory) or (directory.parent, directory.name)
+        is_known = wd is not None and (wd in self._new_by_wd or wd in self._tree.by_wd)
+        if parent is None or parent not in self._found or is_known:
+            return None
+        self._places.pop(directory, None)
+        return self._new(parent, name, wd, key)
 
     def _compare_open(self, directory: Directory, fd: int, *, relist: bool) -> Iterator[list[EventRecord]]:
         known = self._snapshot.known(directory)
@@ -292,6 +297,8 @@ class Comparison:
             for name in difference.vanished:
                 if self._tree.contains(directory) and name in self._snapshot.known(directory):
                     yield from self._tell_gone(directory, name)
+        # What has come to a place of which all was forgotten could not be told there before it had gone elsewhere.
+        yield from self._arrivals.arrive_missed()
         for wd in self._new_by_wd:
             if wd not in self._tree.by_wd:
                 self._watcher.unwatch(wd)
