@@ -549,8 +549,10 @@ def test_wrong_targets(mount: Mount, go: Run[None], tmp_path: Path) -> None:
             for target, error, text in wrong:
                 with pytest.raises(error, match=text):
                     await group.mark(target)
-            with pytest.raises(errors.UsageError, match="cannot be asked for"):
-                await group.mark(mount.mountpoint, kinds=Kind.ALL)
+            (mount.source / "file").touch()
+            for scope in (Scope.DIR, Scope.SUBTREE):
+                with pytest.raises(errors.UsageError, match="files have the scope inode"):
+                    await group.mark(mount.mountpoint / "file", scope=scope)
             await group.mark(mount.mountpoint)  # none of this was the end of it
             (mount.source / "x").mkdir()
             assert brief(await until(group, "x")) == [("create", "x")]

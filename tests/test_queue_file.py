@@ -621,19 +621,19 @@ def test_with_watch_other_subtrees_too(others: Mount) -> None:
 _SWAPPED = """
 import os
 from fusenotify import _linux, locator
-check_readable = locator.check_readable
+find_readable = locator.find_readable
 swaps = int(os.environ["SWAPS"])
 
 def overtaken(backing, path, *who):
     global swaps
-    readable = check_readable(backing, path, *who)
+    readable = find_readable(backing, path, *who)
     if path == b"shared/one" and swaps:
         swaps -= 1
         fd = backing.root_fd
         _linux.renameat2(fd, b"shared/one", fd, b"shared/two", _linux.RENAME_EXCHANGE)
     return readable
 
-locator.check_readable = overtaken
+locator.find_readable = overtaken
 """
 
 

@@ -16,7 +16,7 @@ import anyio
 
 from fusenotify import protocol
 from fusenotify.errors import DaemonGone, ProtocolError, UsageError
-from fusenotify.events import OVERFLOW, Event, Kind, Origin, Scope, format_cursor
+from fusenotify.events import IGNORED, OVERFLOW, Event, Kind, Origin, Scope, format_cursor
 from fusenotify.protocol import (
     AddMark,
     AskStatus,
@@ -59,6 +59,7 @@ class Mark:
         kinds: what is asked for.
         origin: whose changes are asked for.
         cursor: the position from which on nothing is missed.
+        oneshot: whether it ends with its first event.
     """
 
     target: str
@@ -68,6 +69,7 @@ class Mark:
     cursor: str
     _connection: "Connection" = field(repr=False)
     _number: int = field(repr=False)
+    oneshot: bool = False
 
 
 class Connection:
@@ -182,6 +184,8 @@ class Connection:
             self.queue.pop()
             mark = self.marks.get(number)
             if mark is not None or not number:  # else unmarked meanwhile
+                if mark is not None and (mark.oneshot or batch.records[-1].kind == IGNORED):
+                    del self.marks[number]
                 return [Event(record, self.epoch, mark) for record in batch.records]
         return []
 
@@ -205,6 +209,7 @@ class Group:
         self._connecting = anyio.Lock()
         self._ready: deque[Event] = deque()
         self._numbers = 0
+        self._has_marked = False
 
     async def mark(
         self,
@@ -213,23 +218,31 @@ class Group:
         scope: Scope = Scope.SUBTREE,
         kinds: Kind = Kind.DEFAULT,
         origin: Origin = Origin.ANY,
+        handles: bool = False,
+        oneshot: bool = False,
         exclude_self: bool = False,
         uids: Collection[int] | None = None,
     ) -> Mark:
-        """Take an interest in a directory: every change from the return of this call on is heard.
+        """Take an interest in an object: every change of it from the return of this call on is heard.
+
+        The mark is on the object, whatever it is called later. When that leaves the tree the mark ends, and `ignored`
+        tells of it whatever kinds were asked for.
 
         Args:
             target: a path on a fusenotify mount, or `unix:PATH` for the root of a daemon's tree.
-            scope: `Scope.DIR` for its entries, `Scope.SUBTREE` for everything below it.
+            scope: `Scope.INODE` for the file or directory itself, `Scope.DIR` for the entries of a directory,
+                `Scope.SUBTREE` for everything below it, `Scope.FILESYSTEM` for the whole mount.
             kinds: what to hear of; overflow and unmount come in any case.
             origin: whose changes to hear of.
+            handles: have `Event.handle`, `parent` and `old_parent` filled.
+            oneshot: end the mark with its first event.
             exclude_self: leave out what this process does through the mount.
             uids: only what these users do, where it is known.
 
         Raises:
             NotAMount: the path is not on a fusenotify mount.
             NotPermitted: the daemon does not let this user watch that.
-            UsageError: there is no such directory, or no such kind can be heard.
+            UsageError: there is no such object, or it is no directory and the scope needs one.
             DaemonGone: the daemon does not answer.
         """
         resolved = await anyio.to_thread.run_sync(resolve, target)
@@ -245,13 +258,17 @@ class Group:
             origins=_ORIGINS[Origin(origin)],
             exclude_pid=os.getpid() if exclude_self else None,
             uids=None if uids is None else tuple(uids),
+            oneshot=oneshot,
+            handles=handles,
         )
 
         def make(answer: Done) -> Mark:
             cursor = format_cursor(connection.epoch, answer.seq)
-            return Mark(resolved.given, Scope(scope), Kind(kinds), Origin(origin), cursor, connection, number)
+            return Mark(resolved.given, Scope(scope), Kind(kinds), Origin(origin), cursor, connection, number, oneshot)
 
-        return await connection.mark(request, make)
+        mark = await connection.mark(request, make)
+        self._has_marked = True
+        return mark
 
     async def unmark(self, mark: Mark) -> None:
         """Lose an interest; events of it that wait are dropped.
@@ -264,6 +281,7 @@ class Group:
             raise UsageError(f"this group has no such mark: {mark!r}")
         await connection.request(RemoveMark(0, mark._number))
         connection.marks.pop(mark._number, None)
+        self._ready = deque(event for event in self._ready if event.mark is not mark)
 
     async def sync(self) -> None:
         """Return when every change made before this call, on either side of every mount, is in the queue."""
@@ -289,13 +307,13 @@ class Group:
 
         Raises:
             DaemonGone: the daemon has ended, and everything it told has been read.
-            UsageError: the group has no mark, so nothing could ever come.
+            UsageError: the group never had a mark, so nothing could ever come.
         """
         if self._ready:
             waiting = list(self._ready)
             self._ready.clear()
             return waiting
-        if not any(connection.marks for connection in self._connections.values()):
+        if not self._has_marked:
             raise UsageError("this group has no mark, so nothing can come; call `mark` first")
         while True:
             for connection in self._connections.values():

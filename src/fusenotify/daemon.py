@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 
 _CAP_SYS_RESOURCE = 24
 _MOST_DESCRIPTORS = 1 << 20
+_PINNED_PART = 8  # one descriptor in so many may be of a marked file
 _NICE = -10
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: its terminal has been closed
 _KEPT_ABROAD = 1.0  # seconds
@@ -84,7 +85,13 @@ class Daemon:
         crawler = Crawler(self._backing, self._watcher, stream, self._tree, self._filesystems)
         exchanges = Exchanges(self._backing, stream, crawler, self._tree, echoes)
         self._translator = Translator(self._backing, self._watcher, stream, crawler, exchanges, self._tree, echoes)
-        self._groups = Groups(self._tree, owner=os.geteuid(), watch_other=options.watch_other)
+        self._groups = Groups(
+            self._tree,
+            owner=os.geteuid(),
+            watch_other=options.watch_other,
+            look=self._backing.key_beneath,
+            most_pinned=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _PINNED_PART,
+        )
         self._changes = Changes()
         self._hearing = Hearing(
             self._watcher, stream, self._translator, crawler, exchanges, echoes, self._groups, self._changes.on_loop

@@ -47,10 +47,12 @@ class Origin(StrEnum):
 
 
 class Scope(StrEnum):
-    """How far a mark reaches: the entries of one directory, or everything below it."""
+    """How far a mark reaches: the object itself, the entries of a directory, what is below it, the whole mount."""
 
+    INODE = "inode"
     DIR = "dir"
     SUBTREE = "subtree"
+    FILESYSTEM = "filesystem"
 
 
 class Reason(StrEnum):
@@ -70,7 +72,15 @@ CLOSE_WRITE: Final = int(Kind.CLOSE_WRITE)
 RENAME: Final = int(Kind.RENAME)
 OVERFLOW: Final = int(Kind.OVERFLOW)
 UNMOUNT: Final = int(Kind.UNMOUNT)
+OPEN: Final = int(Kind.OPEN)
+ACCESS: Final = int(Kind.ACCESS)
+CLOSE_NOWRITE: Final = int(Kind.CLOSE_NOWRITE)
+DELETE_SELF: Final = int(Kind.DELETE_SELF)
+MOVE_SELF: Final = int(Kind.MOVE_SELF)
+IGNORED: Final = int(Kind.IGNORED)
 DEFAULT: Final = int(Kind.DEFAULT)
+ALL: Final = int(Kind.ALL)
+USES: Final = OPEN | ACCESS | CLOSE_NOWRITE  # what leaves a file as it is, and is heard of only while somebody asks
 ALWAYS: Final = OVERFLOW | UNMOUNT  # these come whatever kinds were asked for
 
 IS_DIR: Final = 1

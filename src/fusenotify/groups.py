@@ -1,77 +1,35 @@
-"""Who listens to what: groups, their marks, and the fan-out of events to their queues."""
+"""Who listens: groups, their queues, and the fan-out of events to them."""
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from fusenotify import events
 from fusenotify.errors import LimitReached, NotPermitted, UsageError
-from fusenotify.events import ALWAYS, EXCHANGE, IS_DIR, LOCAL, OTHER_IS_DIR, OVERFLOW, RECOVERED, EventRecord
-from fusenotify.protocol import DIR, LOCAL_ORIGIN, REMOTE_ORIGIN, SUBTREE, AddMark
+from fusenotify.events import (
+    ALWAYS,
+    IS_DIR,
+    LOCAL,
+    OVERFLOW,
+    RECOVERED,
+    EventRecord,
+)
+from fusenotify.identity import InodeKey
+from fusenotify.marks import ANY_ORIGIN, Mark, MarkedPlaces, MarkIndex, Place, Reach, Ways
+from fusenotify.pinned import NOTHING, Ended, Pin, PinnedFiles, Sighting
+from fusenotify.protocol import DIR, FILESYSTEM, INODE, SUBTREE, AddMark
 from fusenotify.queue import DEFAULT_LIMIT, Batch, Queue
-from fusenotify.tree import ROOT_PATH, Directory, Tree
+from fusenotify.selection import Selector
+from fusenotify.tree import Directory, Tree
 
 MOST_GROUPS_PER_UID: Final = 1024
 MOST_MARKS: Final = 8192
 MOST_EVENTS: Final = 1 << 20  # in a queue, but for the daemon's user and root
 MOST_UIDS: Final = 1024  # in a mark
-_ANY_ORIGIN: Final = LOCAL_ORIGIN | REMOTE_ORIGIN
-
-
-@dataclass(slots=True)
-class Mark:
-    """A group's interest in one directory: an object, so it follows that directory through renames.
-
-    Attributes:
-        number: what the client calls it.
-        directory: the marked directory.
-        subtree: whether it reaches below the directory's own entries.
-        kinds: bits of `Kind`; overflow and unmount are always among them.
-        origins: LOCAL_ORIGIN, REMOTE_ORIGIN or both.
-        exclude_pid: a process whose changes are of no interest.
-        uids: the users whose changes are of interest; None for everybody's.
-    """
-
-    number: int
-    directory: Directory
-    subtree: bool
-    kinds: int
-    origins: int
-    exclude_pid: int | None
-    uids: frozenset[int] | None
-
-    def covers(self, path: bytes | None) -> bool:
-        """Whether a path lies in the mark's reach: an entry of the directory, or anything below it."""
-        if path is None or self.directory.gone:
-            return False
-        prefix = self.directory.prefix
-        if not path.startswith(prefix) or path == ROOT_PATH:
-            return False
-        return self.subtree or b"/" not in path[len(prefix) :]
-
-    def wants(self, record: EventRecord) -> bool:
-        """Whether kind, origin and maker of an event are asked for."""
-        origin = LOCAL_ORIGIN if record.flags & LOCAL else REMOTE_ORIGIN
-        return (
-            bool(record.kind & self.kinds)
-            and bool(origin & self.origins)
-            and (self.exclude_pid is None or record.pid != self.exclude_pid)
-            and (self.uids is None or record.uid in self.uids)
-        )
-
-    @property
-    def takes_everything(self) -> bool:
-        """Whether there is nothing that this mark would leave out."""
-        return (
-            self.directory.is_root
-            and self.subtree
-            and self.kinds & events.DEFAULT == events.DEFAULT
-            and self.origins == _ANY_ORIGIN
-            and self.exclude_pid is None
-            and self.uids is None
-        )
+_MOST_PINNED: Final = 1 << 14  # marked files, each of which is a descriptor
+_SCOPES: Final = (INODE, DIR, SUBTREE, FILESYSTEM)
 
 
 @dataclass(slots=True)
@@ -101,42 +59,83 @@ class Group:
         on_queued: called when something was queued.
     """
 
-    def __init__(self, uid: int, tree: Tree, base: Directory, limit: int, debts: deque[Debt]) -> None:
+    def __init__(
+        self, uid: int, tree: Tree, base: Directory, limit: int, debts: deque[Debt], places: MarkedPlaces
+    ) -> None:
         self.uid = uid
         self.base = base
         self.queue = Queue(limit)
         self.on_queued: Callable[[], None] = lambda: None
         self._tree = tree
         self._debts = debts
-        self._marks: dict[int, Mark] = {}
+        self._index = MarkIndex(places)
+        self._selector = Selector(tree, base, self._index)
+        self._selector.on_ended = lambda _: self._note_marks()
+        self._selector.on_owed = self._owe
+        self._selector.is_owed = lambda: any(debt.group is self for debt in debts)
         self._undivided: int | None = None  # the number of the one mark that takes everything
+
+    # --- marks -------------------------------------------------------------------------------------------------------
 
     @property
     def marks(self) -> int:
         """How many marks there are."""
-        return len(self._marks)
+        return len(self._index)
 
     def add(self, mark: Mark) -> None:
         """Add a mark, or change the one that has this number."""
-        if mark.number not in self._marks and len(self._marks) >= MOST_MARKS:
-            raise LimitReached(f"a group can have {MOST_MARKS} marks; one mark on a directory above covers them all")
-        self._marks[mark.number] = mark
+        self._index.put(mark)
         self._note_marks()
 
+    def check_room(self, number: int) -> None:
+        """Refuse a new mark where there are enough.
+
+        Raises:
+            LimitReached: so it is.
+        """
+        if number not in self._index and len(self._index) >= MOST_MARKS:
+            raise LimitReached(f"a group can have {MOST_MARKS} marks; one mark on a directory above covers them all")
+
     def remove(self, number: int) -> None:
-        """Remove a mark."""
-        if self._marks.pop(number, None) is None:
+        """Remove a mark, and what waits for it."""
+        if self._index.pop(number) is None:
             raise UsageError(f"this group has no mark {number}")
+        self.queue.drop(number)
+        self._note_marks()
+
+    def remove_all(self) -> None:
+        """Remove every mark."""
+        for mark in list(self._index):
+            self._index.pop(mark.number)
         self._note_marks()
 
     def _note_marks(self) -> None:
-        marks = list(self._marks.values())
-        whole = len(marks) == 1 and marks[0].takes_everything and self.base.is_root
-        self._undivided = marks[0].number if whole else None
+        only = next(iter(self._index)) if len(self._index) == 1 else None
+        whole = only is not None and only.takes_everything and self.base.is_root
+        self._undivided = only.number if whole and only is not None else None
 
-    def publish(self, batch: Batch) -> None:
-        """Queue what of a batch the marks let through."""
-        if not self._marks:
+    def end(self, place: Place, path: bytes | None, cause: EventRecord) -> None:
+        """End the marks on an object that has left the tree, whose last path is given, and tell of it."""
+        flags = cause.flags & LOCAL | (IS_DIR if isinstance(place, Directory) else 0)
+        shown = self._selector.relative(path)
+        marks = list(self._index.on(place))
+        for mark in marks:
+            kinds = [events.DELETE_SELF] if mark.scope == INODE or mark.kinds & events.DELETE_SELF else []
+            ends = [
+                EventRecord(cause.seq, cause.time_ns, kind, flags, shown, None, cause.pid, cause.uid)
+                for kind in (*kinds, events.IGNORED)
+            ]
+            self.queue.push(mark.number, Batch(ends), always=True)
+            self._index.pop(mark.number)
+        if marks:
+            self._note_marks()
+            self.on_queued()
+
+    # --- fan-out -----------------------------------------------------------------------------------------------------
+
+    def publish(self, batch: Batch, ways: Ways, sightings: Sequence[Sighting] | None = None) -> None:
+        """Queue what of a batch the marks let through; `sightings` tell of each event what marked files it is of."""
+        if not len(self._index):
             return
         waiting = len(self.queue)
         first = batch.records[0]
@@ -145,80 +144,34 @@ class Group:
         elif self._undivided is not None:
             self.queue.push(self._undivided, batch)
         else:
-            self._push_selected(batch.records)
+            self._push_selected(batch.records, ways, sightings or (NOTHING,) * len(batch))
         if len(self.queue) > waiting:
             self.on_queued()
 
-    def _push_selected(self, records: Sequence[EventRecord]) -> None:
+    def _push_selected(self, records: Sequence[EventRecord], ways: Ways, sightings: Sequence[Sighting]) -> None:
         run: list[EventRecord] = []
         run_mark = 0
-        for record in records:
-            for mark, selected in self._select(record):
+        reach = Reach(self._index, ways)
+        for record, sighting in zip(records, sightings, strict=True):
+            for mark, selected in self._selector.select(record, sighting, reach):
                 if mark != run_mark and run:
                     self.queue.push(run_mark, Batch(run))
                     run = []
                 run_mark = mark
                 run.append(selected)
+            if sighting.ended:
+                if run:
+                    self.queue.push(run_mark, Batch(run))
+                    run = []
+                for file, path in sighting.ended:
+                    self.end(file, path, record)
+                reach.forget()
         if run:
             self.queue.push(run_mark, Batch(run))
 
-    def _select(self, record: EventRecord) -> Iterator[tuple[int, EventRecord]]:
-        """Yield (mark, event as this group may see it) of one event, and what follows from it for this group alone."""
-        if record.kind & ALWAYS:
-            yield 0, record
-            return
-        if record.path == ROOT_PATH:
-            marks = [mark for mark in self._marks.values() if mark.directory.is_root]
-        else:
-            marks = [mark for mark in self._marks.values() if mark.covers(record.path) or mark.covers(record.old_path)]
-        if not marks or (record.path == ROOT_PATH and not self.base.is_root):
-            return
-        path = record.path if record.path == ROOT_PATH else self._visible(record.path, marks)
-        old_path = self._visible(record.old_path, marks)
-        if path is None and old_path is None:
-            return
-        if record.flags & EXCHANGE and None in (path, old_path):
-            for rename in self._renames_of(record, here_is_old=path is None):
-                yield from self._select(rename)
-            return
-        taker = next((mark for mark in marks if mark.wants(record)), None)
-        if taker is not None:
-            yield taker.number, self._as_seen(record, path, old_path)
-            if record.flags & EXCHANGE and any(debt.group is self for debt in self._debts):
-                yield from ((taker.number, both) for both in self._introduced(record, path, old_path))
-        is_new = path is not None and old_path is None and record.old_path is not None
-        if is_new and record.flags & IS_DIR and any(mark.subtree for mark in marks):
-            assert record.old_path is not None
-            directory = self._tree.find(record.old_path)  # the tree is still the one before
-            if directory is not None:
-                # Each by itself: before it is paid, what is below may have changed places with something else.
-                self._debts.extend(Debt(self, below, record) for below in directory.below())
-
-    def _renames_of(self, record: EventRecord, *, here_is_old: bool) -> tuple[EventRecord, EventRecord]:
-        """Return what an exchange across the border is to those on this side: one thing goes out, another comes in."""
-        one_is_dir = record.flags & IS_DIR
-        other_is_dir = IS_DIR if record.flags & OTHER_IS_DIR else 0
-        one = (record.old_path, record.path, one_is_dir)
-        other = (record.path, record.old_path, other_is_dir)
-        out, into = (
-            EventRecord(
-                record.seq, record.time_ns, record.kind, record.flags & LOCAL | is_dir, new, old, record.pid, record.uid
-            )
-            for old, new, is_dir in ((one, other) if here_is_old else (other, one))
-        )
-        return out, into
-
-    def _introduced(
-        self, record: EventRecord, path: bytes | None, old_path: bytes | None
-    ) -> tuple[EventRecord, EventRecord]:
-        """Return what tells of both sides of an exchange to who may not have heard of the names yet."""
-        flags = record.flags & LOCAL | RECOVERED
-        other_is_dir = IS_DIR if record.flags & OTHER_IS_DIR else 0
-        one, other = (
-            EventRecord(record.seq, record.time_ns, events.CREATE, flags | is_dir, name, None, record.pid, record.uid)
-            for name, is_dir in ((path, record.flags & IS_DIR), (old_path, other_is_dir))
-        )
-        return one, other
+    def _owe(self, directory: Directory, cause: EventRecord) -> None:
+        # Each by itself: before it is paid, what is below may have changed places with something else.
+        self._debts.extend(Debt(self, below, cause) for below in directory.below())
 
     def pay(self, debt: Debt, entries: Iterable[tuple[bytes, bool]]) -> None:
         """Queue a create for every entry of a directory that has come into reach, as far as the marks want to know."""
@@ -232,21 +185,7 @@ class Group:
             for name, is_dir in entries
         ]  # fmt: skip
         if records:
-            self.publish(Batch(records))
-
-    def _visible(self, path: bytes | None, marks: list[Mark]) -> bytes | None:
-        """Return a path as the group may see it: None outside its base and outside all its marks."""
-        if path is None or self.base.gone or not any(mark.covers(path) for mark in marks):
-            return None
-        prefix = self.base.prefix
-        return path[len(prefix) :] if path.startswith(prefix) else None
-
-    def _as_seen(self, record: EventRecord, path: bytes | None, old_path: bytes | None) -> EventRecord:
-        if path == record.path and old_path == record.old_path:
-            return record
-        return EventRecord(
-            record.seq, record.time_ns, record.kind, record.flags, path, old_path, record.pid, record.uid
-        )
+            self.publish(Batch(records), Ways(self._tree))
 
 
 class Groups:
@@ -256,13 +195,29 @@ class Groups:
         debts: what has come into some group's reach and is still to be told.
     """
 
-    def __init__(self, tree: Tree, owner: int, watch_other: bool) -> None:
-        """Start without groups; subtrees are for root and `owner`, unless `watch_other`."""
+    def __init__(
+        self,
+        tree: Tree,
+        owner: int,
+        watch_other: bool,
+        look: Callable[[bytes], InodeKey | None],
+        most_pinned: int = _MOST_PINNED,
+    ) -> None:
+        """Start without groups; subtrees are for root and `owner`, unless `watch_other`.
+
+        `look` tells what is at a path now; at most `most_pinned` files can be marked.
+        """
         self.debts: deque[Debt] = deque()
         self._tree = tree
         self._owner = owner
         self._watch_other = watch_other
+        self._look = look
         self._groups: dict[Group, None] = {}
+        self._files = PinnedFiles(tree, look, min(most_pinned, _MOST_PINNED))
+        self._places = MarkedPlaces(self._files)
+        self._last = EventRecord(0, 0, OVERFLOW, 0, None)  # that was published: what happens to the tree is its doing
+        tree.on_leaving = self._end_marks_in
+        tree.on_rearranged = self._look_again
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -277,20 +232,46 @@ class Groups:
             raise LimitReached(f"a queue of user {uid} can hold {MOST_EVENTS} events, not {limit}")
         if uid != 0 and sum(group.uid == uid for group in self._groups) >= MOST_GROUPS_PER_UID:
             raise LimitReached(f"user {uid} has {MOST_GROUPS_PER_UID} groups open, which is the limit; close some")
-        group = Group(uid, self._tree, base, limit or DEFAULT_LIMIT, self.debts)
+        group = Group(uid, self._tree, base, limit or DEFAULT_LIMIT, self.debts, self._places)
         self._groups[group] = None
         return group
 
     def close(self, group: Group) -> None:
         """Remove a group and forget what it has not read."""
+        group.remove_all()
         self._groups.pop(group, None)
 
     def publish(self, records: list[EventRecord]) -> None:
         """Queue some events for everybody whose marks let them through."""
-        if records and self._groups:
-            batch = Batch(records)
-            for group in self._groups:
-                group.publish(batch)
+        if not records or not self._groups:
+            return
+        batch, ways = Batch(records), Ways(self._tree)
+        sightings = [self._files.sight(record) for record in records] if self._files else None
+        for group in self._groups:
+            group.publish(batch, ways, sightings)
+        self._last = records[-1]
+
+    # --- objects that leave the tree ---------------------------------------------------------------------------------
+
+    def _end_marks_in(self, leaving: list[Directory]) -> None:
+        """End the marks on directories that leave the tree, and on files that leave it with them."""
+        ended = [(directory, directory.path) for directory in leaving if directory in self._places]
+        for directory, path in ended:
+            self._end(directory, path)
+        self._end_files(self._files.leave(leaving))
+
+    def _look_again(self) -> None:
+        self._end_files(self._files.look_again())
+
+    def _end_files(self, ended: Iterable[Ended]) -> None:
+        for file, path in ended:
+            self._end(file, path)
+
+    def _end(self, place: Place, path: bytes | None) -> None:
+        for group in self._groups:
+            group.end(place, path, self._last)
+
+    # --- requests ----------------------------------------------------------------------------------------------------
 
     @property
     def all_read(self) -> bool:
@@ -307,43 +288,75 @@ class Groups:
             raise LimitReached(f"user {uid} has {MOST_MARKS} marks, which is the limit; mark a directory above instead")
 
     def check_reach(self, uid: int, scope: str) -> None:
-        """Refuse a subtree to whom it is not meant for.
+        """Refuse more than single objects and directories to whom that is not meant for.
 
         Raises:
             NotPermitted: names below a directory would be told to somebody who may not read them.
         """
-        if scope == SUBTREE and uid not in (0, self._owner) and not self._watch_other:
+        if scope in (SUBTREE, FILESYSTEM) and uid not in (0, self._owner) and not self._watch_other:
             raise NotPermitted(
-                "watching a subtree is for the daemon's user and root, as it tells names in directories that others "
-                "may not read; watch single directories, or mount with -o watch_other"
+                f"a mark with the scope {scope} is for the daemon's user and root, as it tells names in directories "
+                "that others may not read; watch single directories, or mount with -o watch_other"
             )
 
-    def make_mark(self, group: Group, request: AddMark) -> Mark:
-        """Turn a request into a mark on a directory of the tree as it is now.
+    def mark(self, group: Group, request: AddMark, found: Pin) -> bool:
+        """Add the mark that is asked for, to what its user may read at the path of the request.
+
+        Args:
+            group: who asks.
+            request: for what.
+            found: what was there when the user's rights were checked; it stays the caller's.
+
+        Returns:
+            False where another object is there in the tree as it is now.
 
         Raises:
-            UsageError: there is no such directory, or the request makes no sense.
+            UsageError: there is no such object, or the request makes no sense.
+            LimitReached: the group has too many marks, too many users are named, or too many files marked.
         """
-        if request.scope not in (SUBTREE, DIR):
-            raise UsageError(f"{request.scope!r} is no scope; the scopes are {SUBTREE} and {DIR}")
-        if not request.origins & _ANY_ORIGIN:
-            raise UsageError("a mark needs at least one origin")
-        if unheard := request.kinds & ~events.DEFAULT:
-            names = [events.kind_name(kind) for kind in map(int, events.Kind) if kind & unheard]
-            raise UsageError(f"these kinds cannot be asked for yet: {', '.join(names) or hex(unheard)}")
-        if request.uids is not None and len(request.uids) > MOST_UIDS:
-            raise LimitReached(f"a mark can name {MOST_UIDS} users, not {len(request.uids)}; name none to hear of all")
-        directory = None if b".." in request.path.split(b"/") else self._tree.find(request.path, group.base)
-        if directory is None or directory.gone:
-            raise UsageError(
-                f"{os.fsdecode(request.path)} is no directory of the tree (single files cannot be marked yet)"
+        _check(request)
+        if group.base.gone:
+            raise UsageError("the directory that was opened is gone, and no directory below it can be marked")
+        place: Place | None = None
+        path = path_of(group.base, request.path)
+        directory = self._tree.find(path)
+        if request.scope == FILESYSTEM:
+            pass
+        elif directory is not None:
+            if directory.key != found.key or directory.gone:
+                return False
+            place = directory
+        elif request.scope != INODE:
+            raise UsageError(f"{os.fsdecode(request.path)} is no directory of the tree; files have the scope {INODE}")
+        group.check_room(request.mark)
+        if directory is None and request.scope == INODE:
+            above, _, name = path.rpartition(b"/")
+            directory = self._tree.find(above)
+            if directory is None or self._look(path) != found.key:
+                return False
+            place = self._files.pin(directory, name, found)
+        uids = None if request.uids is None else frozenset(request.uids)
+        group.add(
+            Mark(
+                request.mark, place, request.scope, request.kinds | ALWAYS, request.origins, request.exclude_pid, uids,
+                request.oneshot,
             )
-        return Mark(
-            number=request.mark,
-            directory=directory,
-            subtree=request.scope == SUBTREE,
-            kinds=request.kinds | ALWAYS,
-            origins=request.origins,
-            exclude_pid=request.exclude_pid,
-            uids=None if request.uids is None else frozenset(request.uids),
-        )
+        )  # fmt: skip
+        return True
+
+
+def path_of(base: Directory, path: bytes) -> bytes:
+    """Return the path below the root of what a client calls by a path below its base."""
+    names = [name for name in path.split(b"/") if name not in (b"", b".")]
+    return base.prefix + b"/".join(names) if names else base.path
+
+
+def _check(request: AddMark) -> None:
+    if request.scope not in _SCOPES:
+        raise UsageError(f"{request.scope!r} is no scope; the scopes are {', '.join(_SCOPES)}")
+    if not request.origins & ANY_ORIGIN:
+        raise UsageError("a mark needs at least one origin")
+    if unknown := request.kinds & ~events.ALL:
+        raise UsageError(f"these are bits of no kind: {unknown:#x}")
+    if request.uids is not None and len(request.uids) > MOST_UIDS:
+        raise LimitReached(f"a mark can name {MOST_UIDS} users, not {len(request.uids)}; name none to hear of all")

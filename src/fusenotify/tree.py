@@ -4,7 +4,7 @@ The tree lags behind the filesystem by what is still unread, on purpose: a path 
 event's place in the order of changes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from fusenotify.identity import InodeKey
@@ -84,9 +84,16 @@ class Directory:
 
 
 class Tree:
-    """The root, and the maps that find a directory by watch descriptor and by inode."""
+    """The root, and the maps that find a directory by watch descriptor and by inode.
+
+    Attributes:
+        on_leaving: called with directories that are about to leave the tree, each of them still in its place.
+        on_rearranged: called when the tree has been made what a fresh crawl has found.
+    """
 
     def __init__(self, root_key: InodeKey) -> None:
+        self.on_leaving: Callable[[list[Directory]], None] = lambda _: None
+        self.on_rearranged: Callable[[], None] = lambda: None
         self.root = Directory(None, b"", None, root_key)
         self.by_wd: dict[int, Directory] = {}
         self.by_key: dict[InodeKey, Directory] = {root_key: self.root}
@@ -118,9 +125,10 @@ class Tree:
 
     def detach(self, directory: Directory) -> list[Directory]:
         """Take a directory and all below it out of the tree and return them."""
+        gone = list(directory.below())
+        self.on_leaving(gone)
         if directory.parent is not None:
             directory.parent.children.pop(directory.name, None)
-        gone = list(directory.below())
         for one in gone:
             one.gone = True
             if one.wd is not None and self.by_wd.get(one.wd) is one:
@@ -167,6 +175,7 @@ class Tree:
         Directories keep their objects, and with them the marks on them, wherever they have moved.
         """
         gone = [directory for directory in self.by_key.values() if directory not in layout]
+        self.on_leaving(gone)
         self.by_wd.clear()
         self.by_key.clear()
         for directory in gone:
@@ -181,6 +190,7 @@ class Tree:
                 self.by_wd[wd] = directory
             self.by_key[directory.key] = directory
         self.root.forget_prefix()
+        self.on_rearranged()
         return gone
 
     def contains(self, directory: Directory) -> bool:
@@ -196,3 +206,13 @@ class Tree:
             if name not in (b"", b"."):
                 directory = directory.children.get(name)
         return directory
+
+    def way_to(self, path: bytes) -> tuple[list[Directory], Directory | None]:
+        """Return the directories from the root to the one at a path, as far as they are known, and that one itself."""
+        way = [self.root]
+        for name in path.split(b"/") if path else ():
+            below = way[-1].children.get(name)
+            if below is None:
+                return way, None
+            way.append(below)
+        return way, way[-1]
