@@ -62,15 +62,14 @@ class Selector:
                 for rename, file in self._halves_of(record, sighting, here_is_old=path is None):
                     yield from self._select_rename(rename, Sighting(file), reach)
             return
-        if path is None and old_path is None:
-            return
-        taker = self._taker(_with(here, there, of_object(moved), of_object(back)), record, reach)
-        seen = _as_seen(record, path, old_path)
-        if taker is not None:
-            yield taker, seen
-        self._owe_contents(record, reach)
-        if is_exchange and taker is not None and self.is_owed():
-            yield from ((taker, both) for both in _introduced(seen))
+        if path is not None or old_path is not None:
+            taker = self._taker(_with(here, there, of_object(moved), of_object(back)), record, reach)
+            seen = _as_seen(record, path, old_path)
+            if taker is not None:
+                yield taker, seen
+            self._owe_contents(record, reach)
+            if is_exchange and taker is not None and self.is_owed():
+                yield from ((taker, both) for both in _introduced(seen))
         yield from self._select_self_moves(moved, record, record.old_path, record.path, reach)
         yield from self._select_self_moves(back, record, record.path, record.old_path, reach)
 
