@@ -118,7 +118,7 @@ class Group:
         """End the marks on an object that has left the tree, whose last path is given, and tell of it."""
         flags = cause.flags & LOCAL | (IS_DIR if isinstance(place, Directory) else 0)
         shown = self._selector.relative(path)
-        marks = list(self._index.on(place))
+        marks = self._index.on(place)
         for mark in marks:
             kinds = [events.DELETE_SELF] if mark.scope == INODE or mark.kinds & events.DELETE_SELF else []
             ends = [
@@ -243,13 +243,15 @@ class Groups:
 
     def publish(self, records: list[EventRecord]) -> None:
         """Queue some events for everybody whose marks let them through."""
-        if not records or not self._groups:
+        if not records:
+            return
+        self._last = records[-1]
+        if not self._groups:
             return
         batch, ways = Batch(records), Ways(self._tree)
         sightings = [self._files.sight(record) for record in records] if self._files else None
         for group in self._groups:
             group.publish(batch, ways, sightings)
-        self._last = records[-1]
 
     # --- objects that leave the tree ---------------------------------------------------------------------------------
 

@@ -146,8 +146,16 @@ class MarkIndex:
 
     def on(self, place: Place | None) -> list[Mark]:
         """Return the marks that are on an object, in their order; of None, those on everything."""
-        marks = self._on.get(place, [])
-        return sorted(marks, key=_order) if len(marks) > 1 else marks
+        marks = self._on.get(place)
+        return sorted(marks, key=_order) if marks else []
+
+    def over(self, way: Iterable[Directory], last: Directory | None) -> list[Mark]:
+        """Return the marks that reach the entries of `last`, which lies at the end of a way, in their order."""
+        on = self._on
+        found = [mark for place in (None, *way) if place in on for mark in on[place] if mark.reaches_below]
+        if last in on and last is not None:
+            found += [mark for mark in on[last] if mark.scope == DIR]
+        return in_order(found) if len(found) > 1 else found
 
 
 class Ways:
@@ -185,18 +193,15 @@ class Reach:
         marks = self._covering.get(above)
         if marks is None:
             way, last = self._ways.to_entries_of(b"" if above == ROOT_PATH else above)
-            marks = [mark for directory in way for mark in self._index.on(directory) if mark.reaches_below]
-            marks += [mark for mark in self._index.on(last) if mark.scope == DIR] if last is not None else []
-            marks += self._index.on(None)
-            marks = self._covering[above] = in_order(marks)
+            marks = self._covering[above] = self._index.over(way, last)
         return marks
 
     def on(self, path: bytes | None, *, is_dir: bool, file: PinnedFile | None) -> list[Mark]:
         """Return the marks that are on the very object at a path, in their order."""
+        place: Place | None = file
         if is_dir and path is not None:
-            directory = self._ways.tree.find(path)
-            return list(self._index.on(directory)) if directory is not None else []
-        return list(self._index.on(file)) if file is not None else []
+            place = self._ways.tree.find(path)
+        return self._index.on(place) if place is not None else []
 
 
 def of_object(marks: Iterable[Mark]) -> list[Mark]:
