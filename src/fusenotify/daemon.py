@@ -17,6 +17,7 @@ import pyfuse3
 import trio
 
 from fusenotify import _linux, mounting, server
+from fusenotify.attention import Attention
 from fusenotify.backing import Backing
 from fusenotify.changes import Changes
 from fusenotify.config import MountOptions
@@ -96,6 +97,9 @@ class Daemon:
         self._hearing = Hearing(
             self._watcher, stream, self._translator, crawler, exchanges, echoes, self._groups, self._changes.on_loop
         )
+        attention = Attention(self._backing, self._watcher, self._filesystems, self._groups.uses)
+        self._hearing.settle_watches = attention.settle
+        self._groups.uses.on_change = self._hearing.wake
         self._hearing.before_crawl = self._ask_distant
 
         with contextlib.closing(self._backing.find_root()) as root:
@@ -109,7 +113,9 @@ class Daemon:
             self._backing, self._table, self._tree, whereabouts, Sealer(store.tree_id, store.secret)
         )
         self._root = Root(self._backing, str(target.source), self._filesystems)
-        recorder = Recorder(self._watcher, self._hearing, self._changes, lambda: len(self._groups) > 0)
+        recorder = Recorder(
+            self._watcher, self._hearing, self._changes, lambda: len(self._groups) > 0, self._groups.uses
+        )
         self._nodes = Nodes(self._backing, self._table, recorder, store, whereabouts)
         stack.callback(self._nodes.close)
         rights = Rights()
@@ -145,6 +151,7 @@ class Daemon:
             epoch=self._epoch,
             position=lambda: self._translator.seq,
             caught_up=self._hearing.caught_up,
+            attentive=self._hearing.attend,
             quiet=functools.partial(loop.quiet, str(self._target.mountpoint)),
             status=self._status,
         )

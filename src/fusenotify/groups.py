@@ -14,6 +14,7 @@ from fusenotify.events import (
     LOCAL,
     OVERFLOW,
     RECOVERED,
+    USES,
     EventRecord,
 )
 from fusenotify.identity import InodeKey
@@ -23,6 +24,7 @@ from fusenotify.protocol import DIR, FILESYSTEM, INODE, SUBTREE, AddMark
 from fusenotify.queue import DEFAULT_LIMIT, Batch, Queue
 from fusenotify.selection import Selector
 from fusenotify.tree import Directory, Tree
+from fusenotify.uses import AskedUses
 
 MOST_GROUPS_PER_UID: Final = 1024
 MOST_MARKS: Final = 8192
@@ -133,8 +135,15 @@ class Group:
 
     # --- fan-out -----------------------------------------------------------------------------------------------------
 
-    def publish(self, batch: Batch, ways: Ways, sightings: Sequence[Sighting] | None = None) -> None:
-        """Queue what of a batch the marks let through; `sightings` tell of each event what marked files it is of."""
+    def publish(self, batch: Batch, usual: Batch, ways: Ways, sightings: Sequence[Sighting] | None = None) -> None:
+        """Queue what of a batch the marks let through.
+
+        Args:
+            batch: some events.
+            usual: those of them that are not only told where they are asked for.
+            ways: the tree as it is for all of them.
+            sightings: of each event, what marked files it is of.
+        """
         if not len(self._index):
             return
         waiting = len(self.queue)
@@ -142,7 +151,8 @@ class Group:
         if first.kind == OVERFLOW:  # it comes alone (see `translation`)
             self.queue.push_overflow(first.seq, first.time_ns, first.reason)
         elif self._undivided is not None:
-            self.queue.push(self._undivided, batch)
+            if usual.records:
+                self.queue.push(self._undivided, usual)
         else:
             self._push_selected(batch.records, ways, sightings or (NOTHING,) * len(batch))
         if len(self.queue) > waiting:
@@ -185,7 +195,8 @@ class Group:
             for name, is_dir in entries
         ]  # fmt: skip
         if records:
-            self.publish(Batch(records), Ways(self._tree))
+            batch = Batch(records)
+            self.publish(batch, batch, Ways(self._tree))
 
 
 class Groups:
@@ -193,6 +204,7 @@ class Groups:
 
     Attributes:
         debts: what has come into some group's reach and is still to be told.
+        uses: where uses of files are asked for.
     """
 
     def __init__(
@@ -215,6 +227,10 @@ class Groups:
         self._groups: dict[Group, None] = {}
         self._files = PinnedFiles(tree, look, min(most_pinned, _MOST_PINNED))
         self._places = MarkedPlaces(self._files)
+        self.uses = AskedUses(tree, self._files.files_in)
+        self._places.on_mark, self._places.on_unmark = self.uses.add, self.uses.remove
+        self._files.on_moved = lambda directory: self.uses.unsettle((directory,))
+        tree.on_placed = self.uses.unsettle
         self._last = EventRecord(0, 0, OVERFLOW, 0, None)  # that was published: what happens to the tree is its doing
         tree.on_leaving = self._end_marks_in
         tree.on_rearranged = self._look_again
@@ -250,8 +266,10 @@ class Groups:
             return
         batch, ways = Batch(records), Ways(self._tree)
         sightings = [self._files.sight(record) for record in records] if self._files else None
+        usual = [record for record in records if not record.kind & USES] if self.uses else records
+        undivided = batch if len(usual) == len(records) else Batch(usual)
         for group in self._groups:
-            group.publish(batch, ways, sightings)
+            group.publish(batch, undivided, ways, sightings)
 
     # --- objects that leave the tree ---------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ file operations never wait for either.
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import trio
@@ -37,6 +37,7 @@ class Hearing:
 
     Attributes:
         before_crawl: awaited before the whole tree is looked at.
+        settle_watches: has what marks ask for heard of (see `attention`), step by step.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Hearing:
         self._crawler = crawler
         self._exchanges = exchanges
         self.before_crawl: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.settle_watches: Callable[[], Iterable[None]] = tuple
         self._groups = groups
         self._ended = False
         self._joiner = Joiner()
@@ -131,6 +133,11 @@ class Hearing:
         self._work.set()
         await done.wait()
 
+    async def attend(self) -> None:
+        """Return when the watches hear of everything that the marks ask for."""
+        for _ in self.settle_watches():
+            await self._take_turns()
+
     def _wake(self) -> None:
         self._work.set()
 
@@ -172,12 +179,14 @@ class Hearing:
                 end, events = chunk
                 await self._pass_on(self._joiner.feed(events))
                 self._passed_on = end
+                await self.attend()
                 await self._pay_debts()
                 self._finish(end)
             if self._joiner.waiting or self._held:
                 await self._await_partner()
                 continue
             self._patience = None
+            await self.attend()
             await self._pay_debts()
             if self._watcher.drain() == position:
                 self._finish(position)

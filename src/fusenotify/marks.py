@@ -4,7 +4,7 @@ Nothing here is linear in the number of marks: they are found by the directories
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,7 +68,7 @@ class Mark:
         return (
             whole
             and self.reaches_below
-            and self.kinds & events.DEFAULT == events.DEFAULT
+            and self.kinds & (events.DEFAULT | events.USES) == events.DEFAULT
             and self.origins == ANY_ORIGIN
             and self.exclude_pid is None
             and self.uids is None
@@ -81,22 +81,28 @@ class MarkedPlaces:
 
     Attributes:
         files: the marked objects that are no directories.
+        on_mark, on_unmark: called with a mark that is there from now on, and with one that is gone.
     """
 
     def __init__(self, files: PinnedFiles) -> None:
         self.files = files
+        self.on_mark: Callable[[Mark], None] = lambda _: None
+        self.on_unmark: Callable[[Mark], None] = lambda _: None
         self._marks: Counter[Place] = Counter()
 
     def __contains__(self, place: Place) -> bool:
         return place in self._marks
 
-    def take(self, place: Place | None) -> None:
+    def take(self, mark: Mark) -> None:
         """Take note of a mark."""
-        if place is not None:
-            self._marks[place] += 1
+        self.on_mark(mark)
+        if mark.place is not None:
+            self._marks[mark.place] += 1
 
-    def leave(self, place: Place | None) -> None:
+    def leave(self, mark: Mark) -> None:
         """Take note that a mark is gone; a file without any is kept no longer."""
+        self.on_unmark(mark)
+        place = mark.place
         if place is None:
             return
         self._marks[place] -= 1
@@ -127,7 +133,7 @@ class MarkIndex:
 
     def put(self, mark: Mark) -> None:
         """Add a mark, or change the one that has this number."""
-        self._places.take(mark.place)
+        self._places.take(mark)
         before = self.pop(mark.number)
         self._added += 1
         mark.order = before.order if before is not None else self._added
@@ -141,7 +147,7 @@ class MarkIndex:
             self._on[mark.place].remove(mark)
             if not self._on[mark.place]:
                 del self._on[mark.place]
-            self._places.leave(mark.place)
+            self._places.leave(mark)
         return mark
 
     def on(self, place: Place | None) -> list[Mark]:

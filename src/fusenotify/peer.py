@@ -53,6 +53,7 @@ class Services:
         epoch: the run of the daemon.
         position: the current position in the history of changes.
         caught_up: waits until every change on the backing tree made before is queued.
+        attentive: waits until the watches hear of everything that the marks ask for.
         quiet: waits until every request of the mount made before is carried out.
         status: tells how the daemon is.
     """
@@ -62,6 +63,7 @@ class Services:
     epoch: str
     position: Callable[[], int]
     caught_up: Callable[[], Awaitable[None]]
+    attentive: Callable[[], Awaitable[None]]
     quiet: Callable[[], Awaitable[None]]
     status: Callable[[], Status]
 
@@ -165,6 +167,7 @@ class Peer:
                 return await self._mark(self._group, request)
             case RemoveMark():
                 self._group.remove(request.mark)
+                await self._services.attentive()
             case Sync():
                 await self._services.quiet()
                 await self._services.caught_up()
@@ -193,6 +196,7 @@ class Peer:
             with contextlib.closing(await self._readable(request)) as found:
                 await self._services.caught_up()
                 if self._services.groups.mark(group, request, found):
+                    await self._services.attentive()
                     return Done(request.request, self._services.position())
         raise NotPermitted(
             f"user {self.uid} gets no mark on {request.path!r}: each time that its rights were checked, something "

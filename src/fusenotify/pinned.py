@@ -82,10 +82,15 @@ NOTHING: Final = Sighting()
 
 
 class PinnedFiles:
-    """Every marked file."""
+    """Every marked file.
+
+    Attributes:
+        on_moved: called with a directory that one of them has come to.
+    """
 
     def __init__(self, tree: Tree, look: Callable[[bytes], InodeKey | None], limit: int) -> None:
         """Start without any; `look` tells what is at a path now, and at most `limit` are kept."""
+        self.on_moved: Callable[[Directory], None] = lambda _: None
         self._tree = tree
         self._look = look
         self._limit = limit
@@ -109,6 +114,10 @@ class PinnedFiles:
             file = self._by_key[found.key] = PinnedFile(found.copy())
         self._gain(file, directory, name)
         return file
+
+    def files_in(self, directory: Directory) -> Iterable[PinnedFile]:
+        """Return those that have a name in a directory."""
+        return self._in.get(directory, {}).values()
 
     def forget(self, file: PinnedFile) -> None:
         """Let go of a file that has no mark any more."""
@@ -224,6 +233,7 @@ class PinnedFiles:
             file.names[directory, name] = None
             self._in.setdefault(directory, {})[name] = file
             self._adrift.pop(file, None)
+            self.on_moved(directory)
 
     def _lose(self, directory: Directory | None, name: bytes) -> PinnedFile | None:
         """Take a name away from the file that has it, if it is a marked one; return which."""

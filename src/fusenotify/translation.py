@@ -27,6 +27,9 @@ _KINDS: Final = {
     joiner.IN_MODIFY: events.MODIFY,
     joiner.IN_ATTRIB: events.ATTRIB,
     joiner.IN_CLOSE_WRITE: events.CLOSE_WRITE,
+    joiner.IN_OPEN: events.OPEN,
+    joiner.IN_ACCESS: events.ACCESS,
+    joiner.IN_CLOSE_NOWRITE: events.CLOSE_NOWRITE,
 }
 _DELETED_DIRECTORY: Final = joiner.IN_DELETE | joiner.IN_ISDIR
 _ROOT_GONE: Final = joiner.IN_DELETE_SELF | joiner.IN_UNMOUNT | joiner.IN_MOVE_SELF
@@ -162,9 +165,11 @@ class Translator:
         if kind is None or not name:
             self._on_self(directory, wd, mask, position)
             return
+        is_dir = bool(mask & joiner.IN_ISDIR)
+        if is_dir and kind & events.USES:
+            return  # of directories they may be our own
         operation = self._claim(position, kind, directory, name) if self._echoes else None
         known = self._window(directory, position)
-        is_dir = bool(mask & joiner.IN_ISDIR)
         if kind == events.CREATE:
             if known is None or name not in known:
                 yield from self._on_create(directory, name, is_dir, operation)

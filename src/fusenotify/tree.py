@@ -4,7 +4,7 @@ The tree lags behind the filesystem by what is still unread, on purpose: a path 
 event's place in the order of changes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from fusenotify.identity import InodeKey
@@ -88,11 +88,13 @@ class Tree:
 
     Attributes:
         on_leaving: called with directories that are about to leave the tree, each of them still in its place.
+        on_placed: called with directories that have come to where they are.
         on_rearranged: called when the tree has been made what a fresh crawl has found.
     """
 
     def __init__(self, root_key: InodeKey) -> None:
         self.on_leaving: Callable[[list[Directory]], None] = lambda _: None
+        self.on_placed: Callable[[Iterable[Directory]], None] = lambda _: None
         self.on_rearranged: Callable[[], None] = lambda: None
         self.root = Directory(None, b"", None, root_key)
         self.by_wd: dict[int, Directory] = {}
@@ -113,6 +115,7 @@ class Tree:
         parent.children[name] = directory
         self.by_key[key] = directory
         self.set_wd(directory, wd)
+        self.on_placed((directory,))
         return directory, gone
 
     def set_wd(self, directory: Directory, wd: int | None) -> None:
@@ -168,6 +171,7 @@ class Tree:
         directory.name = name
         parent.children[name] = directory
         directory.forget_prefix()
+        self.on_placed(directory.below())
 
     def rearrange(self, layout: dict[Directory, tuple[Directory | None, bytes, int | None]]) -> list[Directory]:
         """Make the tree what a fresh crawl has found: directory -> (parent, name, wd). Return what has left it.
@@ -190,6 +194,7 @@ class Tree:
                 self.by_wd[wd] = directory
             self.by_key[directory.key] = directory
         self.root.forget_prefix()
+        self.on_placed(layout)
         self.on_rearranged()
         return gone
 

@@ -17,14 +17,15 @@ from typing import Final
 
 from inotify_simple import INotify, flags
 
+from fusenotify import events
 from fusenotify._linux import proc_path
 from fusenotify.errors import EnvironmentProblem
 from fusenotify.identity import InodeKey
 
 log = logging.getLogger(__name__)
 
-# OPEN, ACCESS and CLOSE_NOWRITE stay out: our own crawl raises them. Unlinked files are silent, as their name may by
-# then stand for another file.
+# OPEN, ACCESS and CLOSE_NOWRITE come in only where a mark asks for them, as our own crawl raises them. Unlinked files
+# are silent, as their name may by then stand for another file.
 _MASK: Final = (
     flags.CREATE
     | flags.DELETE
@@ -38,6 +39,7 @@ _MASK: Final = (
     | flags.ONLYDIR
     | flags.EXCL_UNLINK
 )
+_USES: Final = {events.OPEN: flags.OPEN, events.ACCESS: flags.ACCESS, events.CLOSE_NOWRITE: flags.CLOSE_NOWRITE}
 _CHUNK: Final = 64 * 1024  # bytes worked on before the kernel's queue is drained again
 # Beyond this many bytes not told yet (parsed they take ten times as much memory) the kernel's queue is left to fill: an
 # overflow event is better than no memory.
@@ -90,6 +92,7 @@ class InotifyWatcher:
         self.adoptions: dict[InodeKey, Adoption] = {}
         self.on_data: Callable[[], None] = lambda: None
         self.root_wd: int | None = None  # of what was watched first
+        self._uses: dict[InodeKey, int] = {}  # where uses are heard of, bits of `Kind`
         self._wds: dict[InodeKey, int] = {}
         self._refused: set[InodeKey] = set()
         self._keys: dict[int, InodeKey] = {}
@@ -180,6 +183,19 @@ class InotifyWatcher:
         until = self.drain()
         return Adoption(wd, key, entries, has_raised_events or until > before, until)
 
+    def uses_of(self, key: InodeKey) -> int:
+        """Return which uses of files in a directory are heard of, bits of `Kind`."""
+        return self._uses.get(key, 0)
+
+    def hear_uses(self, directory_fd: int, key: InodeKey, uses: int) -> None:
+        """Have uses of files in a watched directory heard of from now on, and no others; `uses` are bits of `Kind`."""
+        if uses:
+            self._uses[key] = uses
+        else:
+            self._uses.pop(key, None)
+        if key in self._wds:
+            self._watch(directory_fd, key)
+
     def adoption_by(self, wd: int) -> Adoption | None:
         """Take out the adoption that set a watch, if that is the last one of its directory; else return None."""
         key = self._keys.get(wd)
@@ -188,7 +204,7 @@ class InotifyWatcher:
 
     def _watch(self, directory_fd: int, key: InodeKey) -> int | None:
         try:
-            wd: int = self._inotify.add_watch(proc_path(directory_fd), _MASK)
+            wd: int = self._inotify.add_watch(proc_path(directory_fd), self._mask_of(key))
         except OSError as error:
             if error.errno == errno.ENOSPC and not self._refused:
                 log.warning("%s", _LIMIT_ADVICE)
@@ -201,6 +217,13 @@ class InotifyWatcher:
         self.root_wd = self.root_wd or wd
         return wd
 
+    def _mask_of(self, key: InodeKey) -> int:
+        mask: int = _MASK
+        uses = self._uses.get(key, 0)
+        for kind, flag in _USES.items():
+            mask |= flag if uses & kind else 0
+        return mask
+
     def unwatch(self, wd: int) -> None:
         """Stop watching a directory that has left the tree: a watch follows its inode wherever it goes."""
         self.forget(wd)
@@ -212,3 +235,4 @@ class InotifyWatcher:
         key = self._keys.pop(wd, None)
         if key is not None and self._wds.get(key) == wd:
             del self._wds[key]
+            self._uses.pop(key, None)
