@@ -31,6 +31,7 @@ from fusenotify.filesystems import Filesystems
 from fusenotify.groups import Groups
 from fusenotify.handles import Sealer
 from fusenotify.hearing import Hearing
+from fusenotify.identification import Identifier
 from fusenotify.inodes import FIRST_SYNTHETIC, InodeTable
 from fusenotify.locator import Locator
 from fusenotify.nodes import Nodes
@@ -86,11 +87,16 @@ class Daemon:
         crawler = Crawler(self._backing, self._watcher, stream, self._tree, self._filesystems)
         exchanges = Exchanges(self._backing, stream, crawler, self._tree, echoes)
         self._translator = Translator(self._backing, self._watcher, stream, crawler, exchanges, self._tree, echoes)
+        with contextlib.closing(self._backing.find_root()) as root:
+            store = Store(target.state_dir, root.identity)
+        stack.callback(store.close)
+        sealer = Sealer(store.tree_id, store.secret)
         self._groups = Groups(
             self._tree,
             owner=os.geteuid(),
             watch_other=options.watch_other,
             look=self._backing.key_beneath,
+            identifier=Identifier(self._backing, stream, self._tree, sealer, lambda: self._translator.position),
             most_pinned=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _PINNED_PART,
         )
         self._changes = Changes()
@@ -102,16 +108,11 @@ class Daemon:
         self._groups.uses.on_change = self._hearing.wake
         self._hearing.before_crawl = self._ask_distant
 
-        with contextlib.closing(self._backing.find_root()) as root:
-            store = Store(target.state_dir, root.identity)
-        stack.callback(store.close)
         whereabouts = Whereabouts(self._backing, store)
         store.is_gone = whereabouts.is_gone
         earlier = filter(self._backing.is_of_root, store.from_number(FIRST_SYNTHETIC))
         self._table = InodeTable(self._backing.root_key.device, earlier)
-        self._locator = Locator(
-            self._backing, self._table, self._tree, whereabouts, Sealer(store.tree_id, store.secret)
-        )
+        self._locator = Locator(self._backing, self._table, self._tree, whereabouts, sealer)
         self._root = Root(self._backing, str(target.source), self._filesystems)
         recorder = Recorder(
             self._watcher, self._hearing, self._changes, lambda: len(self._groups) > 0, self._groups.uses

@@ -107,6 +107,8 @@ class EventRecord(msgspec.Struct, array_like=True, gc=False):
         pid: the process that did it, where known.
         uid: its user id, where known.
         reason: why an overflow event came; empty for other kinds.
+        handle, parent, old_parent: of the object, of the directory of `path`, of that of `old_path`; None where nobody
+            asked, or where it was gone before it was known.
     """
 
     seq: int
@@ -118,6 +120,9 @@ class EventRecord(msgspec.Struct, array_like=True, gc=False):
     pid: int | None = None
     uid: int | None = None
     reason: str = ""
+    handle: str | None = None
+    parent: str | None = None
+    old_parent: str | None = None
 
 
 class Event:
@@ -197,6 +202,21 @@ class Event:
     def uid(self) -> int | None:
         """The user id of that process, None where unknown."""
         return self.record.uid
+
+    @property
+    def handle(self) -> str | None:
+        """The object's handle, as from `lookup`; None where nobody asked, or it was gone before it was known."""
+        return self.record.handle
+
+    @property
+    def parent(self) -> str | None:
+        """The handle of the directory that `path` lies in, None as above."""
+        return self.record.parent
+
+    @property
+    def old_parent(self) -> str | None:
+        """The handle of the directory that `old_path` lies in, None as above."""
+        return self.record.old_parent
 
     def __repr__(self) -> str:
         sides = f"{self.old_path!r} -> {self.path!r}" if self.kind is Kind.RENAME else repr(self.path)

@@ -19,6 +19,7 @@ from fusenotify.events import (
 )
 from fusenotify.identity import InodeKey
 from fusenotify.marks import ANY_ORIGIN, Mark, MarkedPlaces, MarkIndex, Place, Reach, Ways
+from fusenotify.naming import Anonymous, Identifies, named
 from fusenotify.pinned import NOTHING, Ended, Pin, PinnedFiles, Sighting
 from fusenotify.protocol import DIR, FILESYSTEM, INODE, SUBTREE, AddMark
 from fusenotify.queue import DEFAULT_LIMIT, Batch, Queue
@@ -59,6 +60,7 @@ class Group:
         base: the directory below which it sees anything, and which its paths are relative to.
         queue: what it has not read.
         on_queued: called when something was queued.
+        identifier: finds handles.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Group:
         self.base = base
         self.queue = Queue(limit)
         self.on_queued: Callable[[], None] = lambda: None
+        self.identifier: Identifies = Anonymous()
         self._tree = tree
         self._debts = debts
         self._index = MarkIndex(places)
@@ -83,6 +86,11 @@ class Group:
     def marks(self) -> int:
         """How many marks there are."""
         return len(self._index)
+
+    @property
+    def wants_handles(self) -> bool:
+        """Whether some mark asks for handles."""
+        return self._index.handles > 0
 
     def add(self, mark: Mark) -> None:
         """Add a mark, or change the one that has this number."""
@@ -118,15 +126,19 @@ class Group:
 
     def end(self, place: Place, path: bytes | None, cause: EventRecord) -> None:
         """End the marks on an object that has left the tree, whose last path is given, and tell of it."""
+        handle = self.identifier.handle_of(place) if self.wants_handles else None
         flags = cause.flags & LOCAL | (IS_DIR if isinstance(place, Directory) else 0)
         shown = self._selector.relative(path)
         marks = self._index.on(place)
         for mark in marks:
             kinds = [events.DELETE_SELF] if mark.scope == INODE or mark.kinds & events.DELETE_SELF else []
             ends = [
-                EventRecord(cause.seq, cause.time_ns, kind, flags, shown, None, cause.pid, cause.uid)
+                EventRecord(
+                    cause.seq, cause.time_ns, kind, flags, shown, None, cause.pid, cause.uid,
+                    handle=handle if mark.handles else None,
+                )
                 for kind in (*kinds, events.IGNORED)
-            ]
+            ]  # fmt: skip
             self.queue.push(mark.number, Batch(ends), always=True)
             self._index.pop(mark.number)
         if marks:
@@ -195,6 +207,8 @@ class Group:
             for name, is_dir in entries
         ]  # fmt: skip
         if records:
+            if self.wants_handles:
+                records = list(map(named, records, self.identifier.identify(records)))
             batch = Batch(records)
             self.publish(batch, batch, Ways(self._tree))
 
@@ -213,17 +227,19 @@ class Groups:
         owner: int,
         watch_other: bool,
         look: Callable[[bytes], InodeKey | None],
+        identifier: Identifies | None = None,
         most_pinned: int = _MOST_PINNED,
     ) -> None:
         """Start without groups; subtrees are for root and `owner`, unless `watch_other`.
 
-        `look` tells what is at a path now; at most `most_pinned` files can be marked.
+        `look` tells what is at a path now, `identifier` finds handles; at most `most_pinned` files can be marked.
         """
         self.debts: deque[Debt] = deque()
         self._tree = tree
         self._owner = owner
         self._watch_other = watch_other
         self._look = look
+        self._identifier = identifier or Anonymous()
         self._groups: dict[Group, None] = {}
         self._files = PinnedFiles(tree, look, min(most_pinned, _MOST_PINNED))
         self._places = MarkedPlaces(self._files)
@@ -249,8 +265,13 @@ class Groups:
         if uid != 0 and sum(group.uid == uid for group in self._groups) >= MOST_GROUPS_PER_UID:
             raise LimitReached(f"user {uid} has {MOST_GROUPS_PER_UID} groups open, which is the limit; close some")
         group = Group(uid, self._tree, base, limit or DEFAULT_LIMIT, self.debts, self._places)
+        group.identifier = self._identifier
         self._groups[group] = None
         return group
+
+    def expect_handles(self) -> None:
+        """Begin to take note of what handles of events take; a mark that wants them comes soon."""
+        self._identifier.expect()
 
     def close(self, group: Group) -> None:
         """Remove a group and forget what it has not read."""
@@ -266,10 +287,25 @@ class Groups:
             return
         batch, ways = Batch(records), Ways(self._tree)
         sightings = [self._files.sight(record) for record in records] if self._files else None
+        if self._places.handles:
+            self._publish_named(records, ways, sightings)
         usual = [record for record in records if not record.kind & USES] if self.uses else records
         undivided = batch if len(usual) == len(records) else Batch(usual)
         for group in self._groups:
-            group.publish(batch, undivided, ways, sightings)
+            if not group.wants_handles:
+                group.publish(batch, undivided, ways, sightings)
+
+    def _publish_named(self, records: list[EventRecord], ways: Ways, sightings: Sequence[Sighting] | None) -> None:
+        """Queue events for the groups that ask for handles; such a group has no undivided batches."""
+        known = self._identifier.identify(records)
+        batch = Batch(list(map(named, records, known)))
+        seen = [
+            sighting._replace(other_handle=one.other)
+            for sighting, one in zip(sightings or [NOTHING] * len(records), known, strict=True)
+        ]
+        for group in self._groups:
+            if group.wants_handles:
+                group.publish(batch, batch, ways, seen)
 
     # --- objects that leave the tree ---------------------------------------------------------------------------------
 
@@ -359,7 +395,7 @@ class Groups:
         group.add(
             Mark(
                 request.mark, place, request.scope, request.kinds | ALWAYS, request.origins, request.exclude_pid, uids,
-                request.oneshot,
+                request.oneshot, request.handles,
             )
         )  # fmt: skip
         return True

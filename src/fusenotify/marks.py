@@ -33,6 +33,7 @@ class Mark:
         exclude_pid: a process whose changes are of no interest.
         uids: the users whose changes are of interest; None for everybody's.
         oneshot: whether it ends with the first event.
+        handles: whether events carry handles.
         order: of two marks that want an event, the one with the lower number gets it.
     """
 
@@ -44,6 +45,7 @@ class Mark:
     exclude_pid: int | None
     uids: frozenset[int] | None
     oneshot: bool = False
+    handles: bool = False
     order: int = 0
 
     def wants(self, record: EventRecord) -> bool:
@@ -73,6 +75,7 @@ class Mark:
             and self.exclude_pid is None
             and self.uids is None
             and not self.oneshot
+            and not self.handles
         )
 
 
@@ -81,6 +84,7 @@ class MarkedPlaces:
 
     Attributes:
         files: the marked objects that are no directories.
+        handles: how many marks want handles.
         on_mark, on_unmark: called with a mark that is there from now on, and with one that is gone.
     """
 
@@ -88,6 +92,7 @@ class MarkedPlaces:
         self.files = files
         self.on_mark: Callable[[Mark], None] = lambda _: None
         self.on_unmark: Callable[[Mark], None] = lambda _: None
+        self.handles = 0
         self._marks: Counter[Place] = Counter()
 
     def __contains__(self, place: Place) -> bool:
@@ -96,12 +101,14 @@ class MarkedPlaces:
     def take(self, mark: Mark) -> None:
         """Take note of a mark."""
         self.on_mark(mark)
+        self.handles += mark.handles
         if mark.place is not None:
             self._marks[mark.place] += 1
 
     def leave(self, mark: Mark) -> None:
         """Take note that a mark is gone; a file without any is kept no longer."""
         self.on_unmark(mark)
+        self.handles -= mark.handles
         place = mark.place
         if place is None:
             return
@@ -113,13 +120,18 @@ class MarkedPlaces:
 
 
 class MarkIndex:
-    """The marks of one group."""
+    """The marks of one group.
+
+    Attributes:
+        handles: how many of them want handles.
+    """
 
     def __init__(self, places: MarkedPlaces) -> None:
         self._places = places
         self._marks: dict[int, Mark] = {}
         self._on: dict[Place | None, list[Mark]] = {}  # None: everywhere
         self._added = 0
+        self.handles = 0
 
     def __len__(self) -> int:
         return len(self._marks)
@@ -138,12 +150,14 @@ class MarkIndex:
         self._added += 1
         mark.order = before.order if before is not None else self._added
         self._marks[mark.number] = mark
+        self.handles += mark.handles
         self._on.setdefault(mark.place, []).append(mark)
 
     def pop(self, number: int) -> Mark | None:
         """Remove a mark and return it, None if there is none of this number."""
         mark = self._marks.pop(number, None)
         if mark is not None:
+            self.handles -= mark.handles
             self._on[mark.place].remove(mark)
             if not self._on[mark.place]:
                 del self._on[mark.place]

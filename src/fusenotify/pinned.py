@@ -65,17 +65,19 @@ class Ended(NamedTuple):
 
 
 class Sighting(NamedTuple):
-    """What an event has to do with marked files.
+    """What an event has to do with marked files, and what else is known of its objects.
 
     Attributes:
         file: the one that it is of; of a rename, what was at the old path.
         other: of an exchange, what was at the new path.
         ended: those that have left the tree by it.
+        other_handle: the handle of what was at the new path, marked or not, if somebody asks for handles.
     """
 
     file: PinnedFile | None = None
     other: PinnedFile | None = None
     ended: tuple[Ended, ...] = ()
+    other_handle: str | None = None
 
 
 NOTHING: Final = Sighting()

@@ -43,7 +43,7 @@ class Selector:
             path = self.relative(record.path) if marks else None
             taker = self._taker(marks, record, reach) if path is not None else None
             if taker is not None:
-                yield taker, _as_seen(record, path, None)
+                yield taker.number, _as_seen(record, path, None, taker)
 
     def _select_rename(self, record: EventRecord, sighting: Sighting, reach: Reach) -> Iterator[Selected]:
         """Select as above; a name is told if a mark reaches it, or is on the object that has or had it."""
@@ -64,59 +64,53 @@ class Selector:
             return
         if path is not None or old_path is not None:
             taker = self._taker(_with(here, there, of_object(moved), of_object(back)), record, reach)
-            seen = _as_seen(record, path, old_path)
             if taker is not None:
-                yield taker, seen
+                yield taker.number, _as_seen(record, path, old_path, taker)
             self._owe_contents(record, reach)
             if is_exchange and taker is not None and self.is_owed():
-                yield from ((taker, both) for both in _introduced(seen))
-        yield from self._select_self_moves(moved, record, record.old_path, record.path, reach)
-        yield from self._select_self_moves(back, record, record.path, record.old_path, reach)
+                (one, _), (other, _) = self._halves_of(record, sighting, here_is_old=True)
+                yield taker.number, _as_seen(_introduced(one), path, None, taker)
+                yield taker.number, _as_seen(_introduced(other), old_path, None, taker)
+        if is_exchange and back:
+            (one, _), (other, _) = self._halves_of(record, sighting, here_is_old=True)
+            yield from self._select_self_moves(moved, one, reach)
+            yield from self._select_self_moves(back, other, reach)
+        else:
+            yield from self._select_self_moves(moved, record, reach)
 
-    def _select_self_moves(
-        self, moved: list[Mark], cause: EventRecord, old: bytes | None, new: bytes | None, reach: Reach
-    ) -> Iterator[Selected]:
+    def _select_self_moves(self, moved: list[Mark], rename: EventRecord, reach: Reach) -> Iterator[Selected]:
         """Tell the marks that are on what moved, and ask for that."""
         if not moved:
             return
-        is_dir = IS_DIR if isinstance(moved[0].place, Directory) else 0
-        flags, path, old_path = cause.flags & LOCAL | is_dir, self.relative(new), self.relative(old)
-        told = EventRecord(cause.seq, cause.time_ns, events.MOVE_SELF, flags, path, old_path, cause.pid, cause.uid)
+        told = _copy(rename, events.MOVE_SELF, rename.flags & (LOCAL | IS_DIR))
+        path, old_path = self.relative(rename.path), self.relative(rename.old_path)
         for mark in moved:
             if mark.number in self._index and self._taker([mark], told, reach) is not None:
-                yield mark.number, told
+                yield mark.number, _as_seen(told, path, old_path, mark)
 
-    def _taker(self, marks: list[Mark], record: EventRecord, reach: Reach) -> int | None:
-        """Return the number of the first mark that wants an event; one that is for one event only ends with it."""
+    def _taker(self, marks: list[Mark], record: EventRecord, reach: Reach) -> Mark | None:
+        """Return the first mark that wants an event; one that is for one event only ends with it."""
         for mark in marks:
             if mark.wants(record):
                 if mark.oneshot:
                     self._index.pop(mark.number)
                     reach.forget()
                     self.on_ended(mark)
-                return mark.number
+                return mark
         return None
 
     # --- over the border ---------------------------------------------------------------------------------------------
 
     def _halves_of(
         self, record: EventRecord, sighting: Sighting, *, here_is_old: bool
-    ) -> tuple[tuple[EventRecord, PinnedFile | None], ...]:
+    ) -> tuple[tuple[EventRecord, PinnedFile | None], tuple[EventRecord, PinnedFile | None]]:
         """Return what an exchange is to those who see one side: one thing goes out, another comes in."""
-        one_is_dir = record.flags & IS_DIR
-        other_is_dir = IS_DIR if record.flags & OTHER_IS_DIR else 0
-        one = (record.old_path, record.path, one_is_dir, sighting.file)
-        other = (record.path, record.old_path, other_is_dir, sighting.other)
-        return tuple(
-            (
-                EventRecord(
-                    record.seq, record.time_ns, record.kind, record.flags & LOCAL | is_dir, new, old, record.pid,
-                    record.uid,
-                ),
-                file,
-            )
-            for old, new, is_dir, file in ((one, other) if here_is_old else (other, one))
-        )  # fmt: skip
+        there = _copy(record, record.kind, record.flags & (LOCAL | IS_DIR))
+        back = _copy(record, record.kind, record.flags & LOCAL | (IS_DIR if record.flags & OTHER_IS_DIR else 0))
+        back.path, back.old_path = record.old_path, record.path
+        back.handle, back.parent, back.old_parent = sighting.other_handle, record.old_parent, record.parent
+        one, other = (there, sighting.file), (back, sighting.other)
+        return (one, other) if here_is_old else (other, one)
 
     def _owe_contents(self, record: EventRecord, reach: Reach) -> None:
         """Tell of directories that have come to where what is in them is told, from where it was not."""
@@ -150,20 +144,30 @@ def _with(marks: list[Mark], *more: list[Mark]) -> list[Mark]:
     return in_order([*marks, *(mark for others in more for mark in others)]) if any(more) else marks
 
 
-def _as_seen(record: EventRecord, path: bytes | None, old_path: bytes | None) -> EventRecord:
-    if path == record.path and old_path == record.old_path:
+def _as_seen(record: EventRecord, path: bytes | None, old_path: bytes | None, mark: Mark) -> EventRecord:
+    """Return an event with the names that a group may see, and with handles if the mark asks for them."""
+    if path == record.path and old_path == record.old_path and (mark.handles or record.handle is record.parent is None):
         return record
-    return EventRecord(record.seq, record.time_ns, record.kind, record.flags, path, old_path, record.pid, record.uid)
+    seen = _copy(record, record.kind, record.flags)
+    seen.path, seen.old_path = path, old_path
+    if path is None or not mark.handles:
+        seen.parent = None
+    if old_path is None or not mark.handles:
+        seen.old_parent = None
+    if not mark.handles:
+        seen.handle = None
+    return seen
 
 
-def _introduced(exchange: EventRecord) -> tuple[EventRecord, EventRecord]:
-    """Return what tells of both sides of an exchange to who may not have heard of the names yet."""
-    flags = exchange.flags & LOCAL | RECOVERED
-    other_is_dir = IS_DIR if exchange.flags & OTHER_IS_DIR else 0
-    one, other = (
-        EventRecord(
-            exchange.seq, exchange.time_ns, events.CREATE, flags | is_dir, name, None, exchange.pid, exchange.uid
-        )
-        for name, is_dir in ((exchange.path, exchange.flags & IS_DIR), (exchange.old_path, other_is_dir))
-    )
-    return one, other
+def _introduced(half: EventRecord) -> EventRecord:
+    """Return what tells of one side of an exchange to who may not have heard of the name yet."""
+    told = _copy(half, events.CREATE, half.flags | RECOVERED)
+    told.old_path = told.old_parent = None
+    return told
+
+
+def _copy(record: EventRecord, kind: int, flags: int) -> EventRecord:
+    return EventRecord(
+        record.seq, record.time_ns, kind, flags, record.path, record.old_path, record.pid, record.uid, record.reason,
+        record.handle, record.parent, record.old_parent,
+    )  # fmt: skip

@@ -43,6 +43,7 @@ class Translator:
     Attributes:
         tree: the watched directories as of the last item.
         overflows: how often the kernel's queue lost events.
+        position: right behind what has been told of the stream.
         root_gone: whether the backing root was deleted, moved or unmounted.
     """
 
@@ -60,6 +61,7 @@ class Translator:
         self.overflows = 0
         self.root_gone = False
         self.seq = 0
+        self.position = 0
         self._backing = backing
         self._watcher = watcher
         self._stream = stream
@@ -102,11 +104,13 @@ class Translator:
             if index % _TURN == 0:
                 yield self._gathered() if len(self._batch) >= _CHUNK else []
             self._note_leaving(item)
+            self.position = _end_of(item)
             came_in, self._came_in = self._came_in, None
             if self._echoes:
                 yield from self._tell_unheard(item[0])
             if isinstance(item, Move):
                 partner = self._exchanges.partner(items, index)
+                self.position = _end_of(items[index if partner is None else partner])
                 if (yield from self._on_rename(item, items[partner] if partner is not None else None)):
                     told.add(partner)
                 elif came_in is not None and self._exchanges.is_swap(came_in, item):
@@ -515,3 +519,8 @@ class Translator:
     def _gathered(self) -> list[EventRecord]:
         batch, self._batch = self._batch, []
         return batch
+
+
+def _end_of(item: Item) -> int:
+    """Return a position behind an item, and before whatever follows."""
+    return item.end if isinstance(item, Move) else item[0] + 1
