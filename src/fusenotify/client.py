@@ -281,7 +281,9 @@ class Group:
             raise UsageError(f"this group has no such mark: {mark!r}")
         await connection.request(RemoveMark(0, mark._number))
         connection.marks.pop(mark._number, None)
-        self._ready = deque(event for event in self._ready if event.mark is not mark)
+        wanted = [event for event in self._ready if event.mark is not mark]
+        self._ready.clear()  # it stays the same one, which others wait to fill
+        self._ready.extend(wanted)
 
     async def sync(self) -> None:
         """Return when every change made before this call, on either side of every mount, is in the queue."""
