@@ -223,17 +223,17 @@ def test_marks_on_one_object_are_two_and_each_ends_by_itself(mount: Mount, go: R
             target = mount.mountpoint / "file"
             first = await group.mark(target, scope=Scope.INODE, kinds=Kind.ATTRIB, oneshot=True)
             second = await group.mark(target, scope=Scope.INODE, kinds=Kind.ATTRIB)
-            file.chmod(0o600)
-            file.chmod(0o640)
-            await group.sync()
+            for mode in (0o600, 0o640):
+                file.chmod(mode)
+                await group.sync()  # or the kernel makes one event of both
             events = [await anext(group), await anext(group)]
             assert [event.mark for event in events] == [first, second]
             with pytest.raises(errors.UsageError, match="no such mark"):
                 await group.unmark(first)
             file.unlink()
-            events = [await anext(group) for _ in range(3)]
+            events = [await anext(group) for _ in range(2)]
             assert [(str(event.kind), event.mark) for event in events] == [
-                ("attrib", second), ("delete_self", second), ("ignored", second)
+                ("delete_self", second), ("ignored", second)
             ]  # fmt: skip
             with pytest.raises(errors.UsageError, match="no such mark"):
                 await group.unmark(second)
