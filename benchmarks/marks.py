@@ -7,7 +7,8 @@ import statistics
 import time
 
 from fusenotify.events import CREATE, DEFAULT, EventRecord
-from fusenotify.groups import Group, Groups
+from fusenotify.group import Group
+from fusenotify.groups import Groups
 from fusenotify.identity import InodeKey
 from fusenotify.protocol import AddMark
 from fusenotify.tree import Tree

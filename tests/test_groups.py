@@ -3,9 +3,11 @@
 import pytest
 
 from fusenotify import events, groups
+from fusenotify import group as group_module
 from fusenotify.errors import LimitReached, NotPermitted, UsageError
 from fusenotify.events import CREATE, DEFAULT, EXCHANGE, IS_DIR, LOCAL, OTHER_IS_DIR, RECOVERED, RENAME, EventRecord
-from fusenotify.groups import Group, Groups
+from fusenotify.group import Group
+from fusenotify.groups import Groups
 from fusenotify.identity import InodeKey
 from fusenotify.protocol import AddMark
 from fusenotify.tree import Directory, Tree
@@ -502,7 +504,7 @@ def test_marked_files_are_limited() -> None:
 
 
 def test_a_mark_that_finds_no_room_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(groups, "MOST_MARKS", 1)
+    monkeypatch.setattr(group_module, "MOST_MARKS", 1)
     world = World()
     file = world.file(b"f")
     group = world.open()
@@ -728,7 +730,7 @@ def test_groups_are_limited_per_user_but_for_root(monkeypatch: pytest.MonkeyPatc
 
 
 def test_marks_are_limited_per_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(groups, "MOST_MARKS", 2)
+    monkeypatch.setattr(group_module, "MOST_MARKS", 2)
     world = World()
     group = world.open()
     world.mark(group, number=1)

@@ -15,7 +15,8 @@ from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes, LocalOperation
 from fusenotify.events import EventRecord
 from fusenotify.exchanges import Exchanges
-from fusenotify.groups import Debt, Groups
+from fusenotify.group import Debt
+from fusenotify.groups import Groups
 from fusenotify.joiner import OVERFLOWED, Item, Joiner
 from fusenotify.stream import Stream
 from fusenotify.translation import Translator

@@ -13,7 +13,8 @@ from fusenotify import protocol
 from fusenotify.backing import Found
 from fusenotify.callers import Credentials
 from fusenotify.errors import FusenotifyError, LimitReached, NotPermitted, ProtocolError, UsageError
-from fusenotify.groups import MOST_UIDS, Group, Groups, path_of
+from fusenotify.group import Group
+from fusenotify.groups import MOST_UIDS, Groups, path_of
 from fusenotify.locator import Locator
 from fusenotify.protocol import (
     AddMark,
