@@ -4,6 +4,7 @@ The watched directories tell of names, a mark is on the object. So each marked f
 its inode number from being used again, and is known by the names under which the stream tells of it.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple, Protocol
 
@@ -207,7 +208,7 @@ class PinnedFiles:
             if file.is_gone:
                 yield self._end(file, path)
             return
-        for adrift in list(self._adrift)[:_LOOKS]:
+        for adrift in list(itertools.islice(self._adrift, _LOOKS)):
             del self._adrift[adrift]
             if adrift.is_gone:
                 yield self._end(adrift, None)
