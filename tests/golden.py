@@ -348,14 +348,13 @@ async def _watch(group: Group, root: str, path: str, scope: str, *options: str) 
             case ("origin", _, name):
                 origin = Origin(name)
             case _:
-                assert option in ("exclude-self", "oneshot", "handles"), f"{option!r} is no option of watch"
+                assert option in ("exclude-self", "oneshot"), f"{option!r} is no option of watch"
     await group.mark(
         root + path,
         scope=Scope(scope),
         kinds=kinds,
         origin=origin,
         oneshot="oneshot" in options,
-        handles="handles" in options,
         exclude_self="exclude-self" in options,
     )
 

@@ -583,6 +583,15 @@ def test_the_end_of_a_mark_finds_room_in_a_full_queue() -> None:
     assert ends(group) == [(1, CREATE, b"1"), (0, events.OVERFLOW, None)]
 
 
+def test_nothing_comes_after_unmount() -> None:
+    world = World(b"a")
+    group = world.open()
+    world.mark(group, b"a")
+    world.publish(world.record(None, events.UNMOUNT))
+    world.tree.detach(world[b"a"])
+    assert ends(group) == [(0, events.UNMOUNT, None)]
+
+
 def test_nothing_that_is_queued_for_a_mark_outlives_it() -> None:
     world = World(b"a", b"b")
     group = world.open(limit=3)

@@ -318,6 +318,8 @@ class Group:
         if not self._has_marked:
             raise UsageError("this group has no mark, so nothing can come; call `mark` first")
         while True:
+            if not self._connections:
+                raise anyio.ClosedResourceError
             for connection in self._connections.values():
                 if events := connection.pop():
                     return events

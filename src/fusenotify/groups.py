@@ -7,12 +7,7 @@ from typing import Final
 
 from fusenotify import events
 from fusenotify.errors import LimitReached, NotPermitted, UsageError
-from fusenotify.events import (
-    ALWAYS,
-    OVERFLOW,
-    USES,
-    EventRecord,
-)
+from fusenotify.events import ALWAYS, OVERFLOW, UNMOUNT, USES, EventRecord
 from fusenotify.group import MOST_MARKS, Debt, Group
 from fusenotify.identity import InodeKey
 from fusenotify.marks import ANY_ORIGIN, Mark, MarkedPlaces, Place, Ways
@@ -141,6 +136,8 @@ class Groups:
             self._end(file, path)
 
     def _end(self, place: Place, path: bytes | None) -> None:
+        if self._last.kind == UNMOUNT:
+            return  # nothing comes after that
         for group in self._groups:
             group.end(place, path, self._last)
 
