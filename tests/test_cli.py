@@ -348,7 +348,6 @@ def test_interrupt(mount: Mount, watching: Start) -> None:
     [
         (["--kinds", "create,frobnicate", "MOUNT"], 2, "'frobnicate' is no kind"),
         (["--kinds", "", "MOUNT"], 2, "is no kind"),
-        (["--kinds", "open", "MOUNT"], 2, "cannot be asked for yet: open"),
         (["MOUNT/file"], 2, "file"),
         (["MOUNT/nothing"], 2, "does not exist"),
         (["TMP"], 4, "not on a fusenotify mount"),
