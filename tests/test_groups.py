@@ -552,7 +552,7 @@ def test_a_link_that_was_lost_sight_of_is_found_by_its_next_name() -> None:
     assert paths(group) == [b"h"]
 
 
-def test_after_a_crawl_of_everything_marked_files_are_looked_for() -> None:
+def test_after_an_overflow_marked_files_are_looked_for() -> None:
     world = World(b"a")
     stays, goes = world.file(b"a/stays"), world.file(b"a/goes")
     group = world.open()
@@ -561,10 +561,9 @@ def test_after_a_crawl_of_everything_marked_files_are_looked_for() -> None:
     world.mark(group, b"a", 3, scope="dir")
     del world.files[b"a/goes"]
     goes.links = 0
-    root, directory = world.tree.root, world[b"a"]
-    world.tree.rearrange({root: (None, b"", 1), directory: (root, b"a", 2)})
+    world.groups.look_again()
     assert ends(group) == [(2, events.DELETE_SELF, b"a/goes"), (2, events.IGNORED, b"a/goes")]
-    world.tree.rearrange({root: (None, b"", 1)})
+    world.tree.detach(world[b"a"])
     assert ends(group) == [
         (3, events.IGNORED, b"a"), (1, events.DELETE_SELF, b"a/stays"), (1, events.IGNORED, b"a/stays")
     ]  # fmt: skip

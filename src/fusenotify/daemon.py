@@ -17,9 +17,12 @@ import pyfuse3
 import trio
 
 from fusenotify import _linux, mounting, server
+from fusenotify.arrivals import Arrivals
 from fusenotify.attention import Attention
 from fusenotify.backing import Backing
 from fusenotify.changes import Changes
+from fusenotify.claims import Claims
+from fusenotify.comparison import Comparison
 from fusenotify.config import MountOptions
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes
@@ -40,13 +43,16 @@ from fusenotify.passthrough import Passthrough
 from fusenotify.peer import Services
 from fusenotify.queuefile import QueueFiles
 from fusenotify.recorder import Recorder
+from fusenotify.recovery import Recovery, topmost
 from fusenotify.rights import Rights
 from fusenotify.root import Root
 from fusenotify.server import Server
 from fusenotify.session import FuseLoop
-from fusenotify.status import Replays, Status
+from fusenotify.snapshot import Snapshot
+from fusenotify.status import MOST_DEAF_PATHS, MOST_QUEUES, Histogram, Latency, Replays, Status
 from fusenotify.store import Store
 from fusenotify.stream import Stream
+from fusenotify.telling import Teller
 from fusenotify.translation import Translator
 from fusenotify.tree import Tree
 from fusenotify.watchers.inotify import InotifyWatcher
@@ -81,12 +87,8 @@ class Daemon:
         self._filesystems = Filesystems(str(target.source))
         self._watcher = InotifyWatcher()
         stack.callback(self._watcher.close)
-        echoes = Echoes()
         self._tree = Tree(self._backing.root_key)
         stream = Stream(self._watcher)
-        crawler = Crawler(self._backing, self._watcher, stream, self._tree, self._filesystems)
-        exchanges = Exchanges(self._backing, stream, crawler, self._tree, echoes)
-        self._translator = Translator(self._backing, self._watcher, stream, crawler, exchanges, self._tree, echoes)
         with contextlib.closing(self._backing.find_root()) as root:
             store = Store(target.state_dir, root.identity)
         stack.callback(store.close)
@@ -100,13 +102,8 @@ class Daemon:
             most_pinned=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _PINNED_PART,
         )
         self._changes = Changes()
-        self._hearing = Hearing(
-            self._watcher, stream, self._translator, crawler, exchanges, echoes, self._groups, self._changes.on_loop
-        )
-        attention = Attention(self._backing, self._watcher, self._filesystems, self._groups.uses)
-        self._hearing.settle_watches = attention.settle
-        self._groups.uses.on_change = self._hearing.wake
-        self._hearing.before_crawl = self._ask_distant
+        self._sent = Histogram()
+        self._wire_event_path(stream)
 
         whereabouts = Whereabouts(self._backing, store)
         store.is_gone = whereabouts.is_gone
@@ -123,6 +120,35 @@ class Daemon:
         self._passthrough = Passthrough(self._nodes, recorder, rights)
         self._files = Files(self._nodes, recorder, rights, self._filesystems)
         stack.callback(self._files.close)
+
+    def _wire_event_path(self, stream: Stream) -> None:
+        """Make what turns the watcher's bytes into events."""
+        echoes = Echoes()
+        snapshot = Snapshot()
+        crawler = Crawler(self._backing, self._watcher, stream, self._tree, self._filesystems, snapshot)
+        exchanges = Exchanges(self._backing, stream, crawler, self._tree, echoes)
+        claims = Claims(self._backing, self._tree, echoes)
+        self._teller = Teller(snapshot)
+        arrivals = Arrivals(crawler, self._teller, snapshot)
+        self._translator = Translator(
+            self._watcher, stream, crawler, exchanges, self._tree, claims, self._teller, arrivals
+        )
+        comparison = Comparison(self._backing, self._watcher, crawler, self._tree, snapshot, self._teller, arrivals)
+        self._recovery = Recovery(self._watcher, stream, crawler, claims, self._translator, comparison)
+        self._hearing = Hearing(
+            self._watcher,
+            stream,
+            self._translator,
+            self._recovery,
+            crawler,
+            claims,
+            self._groups,
+            self._changes.on_loop,
+        )
+        attention = Attention(self._backing, self._watcher, self._filesystems, self._groups.uses)
+        self._hearing.settle_watches = attention.settle
+        self._groups.uses.on_change = self._hearing.wake
+        self._hearing.before_crawl = self._ask_distant
 
     async def run(self, listen: Sequence[str], on_ready: Callable[[int], None]) -> None:
         """Watch, mount and serve until the filesystem is unmounted or a signal asks to stop.
@@ -150,11 +176,12 @@ class Daemon:
             groups=self._groups,
             locator=self._locator,
             epoch=self._epoch,
-            position=lambda: self._translator.seq,
+            position=lambda: self._teller.seq,
             caught_up=self._hearing.caught_up,
             attentive=self._hearing.attend,
             quiet=functools.partial(loop.quiet, str(self._target.mountpoint)),
             status=self._status,
+            sent=self._sent,
         )
         with ExitStack() as session:  # it outlives every task: touching one that is closed crashes the process
             async with trio.open_nursery() as nursery:
@@ -199,7 +226,7 @@ class Daemon:
     async def _announce(self, on_ready: Callable[[int], None]) -> None:
         """Call `on_ready` with the number of directories that are not heard, when the mount answers."""
         await trio.to_thread.run_sync(os.stat, self._target.mountpoint)
-        on_ready(self._deaf)
+        on_ready(len(self._recovery.deaf))
 
     async def _stop_at_signal(self, loop: FuseLoop) -> None:
         for ours in _ENDING:
@@ -227,31 +254,29 @@ class Daemon:
             while not self._groups.all_read:  # noqa: ASYNC110 - one second at the end of a life is not worth an event
                 await trio.sleep(_GRACE / 100)
 
-    @property
-    def _deaf(self) -> int:
-        """How many directories are not watched, or lie where the kernel tells of this machine's changes only.
-
-        That is so on FUSE, NFS, CIFS and the like.
-        """
-        distant = self._filesystems.distant
-        return self._watcher.deaf + (sum(key.device in distant for key in self._tree.by_key) if distant else 0)
-
     def _status(self) -> Status:
+        deaf, queues = self._recovery.deaf, self._groups.report()
         return Status(
             pid=os.getpid(),
             source=os.fsencode(self._target.source),
             mountpoint=os.fsencode(self._target.mountpoint),
             watcher=self._watcher.name,
             native="off",
-            cursor=format_cursor(self._epoch, self._translator.seq),
+            cursor=format_cursor(self._epoch, self._teller.seq),
             watches=self._watcher.watches,
             overflows=self._translator.overflows,
-            recoveries=0,
-            deaf=self._deaf,
+            recoveries=self._recovery.done,
+            deaf=len(deaf),
             groups=len(self._groups),
             nodes=len(self._table),
             replays=Replays(),
             state=self._root.state(has_left=self._translator.root_gone),
+            deaf_paths=list(topmost(deaf, MOST_DEAF_PATHS)),
+            watch_limit=self._watcher.limit,
+            told=self._teller.seq,
+            dropped=sum(queue.dropped for queue in queues),
+            queues=queues[:MOST_QUEUES],
+            latency=Latency(self._hearing.latency, self._sent),
         )
 
 

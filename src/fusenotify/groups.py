@@ -15,6 +15,7 @@ from fusenotify.naming import Anonymous, Identifies, named
 from fusenotify.pinned import NOTHING, Ended, Pin, PinnedFiles, Sighting
 from fusenotify.protocol import DIR, FILESYSTEM, INODE, SUBTREE, AddMark
 from fusenotify.queue import DEFAULT_LIMIT, Batch
+from fusenotify.status import QueueStatus
 from fusenotify.tree import Directory, Tree
 from fusenotify.uses import AskedUses
 
@@ -61,7 +62,6 @@ class Groups:
         tree.on_placed = self.uses.unsettle
         self._last = EventRecord(0, 0, OVERFLOW, 0, None)  # that was published: what happens to the tree is its doing
         tree.on_leaving = self._end_marks_in
-        tree.on_rearranged = self._look_again
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -128,7 +128,8 @@ class Groups:
             self._end(directory, path)
         self._end_files(self._files.leave(leaving))
 
-    def _look_again(self) -> None:
+    def look_again(self) -> None:
+        """Find out which marked files have left the tree unheard, when it has been compared after an overflow."""
         self._end_files(self._files.look_again())
 
     def _end_files(self, ended: Iterable[Ended]) -> None:
@@ -142,6 +143,21 @@ class Groups:
             group.end(place, path, self._last)
 
     # --- requests ----------------------------------------------------------------------------------------------------
+
+    def report(self) -> list[QueueStatus]:
+        """Return the groups in figures, those first that have most to read."""
+        figures = [
+            QueueStatus(
+                group.uid,
+                group.marks,
+                len(group.queue),
+                group.queue.limit,
+                group.queue.dropped,
+                group.queue.overflows,
+            )
+            for group in self._groups
+        ]
+        return sorted(figures, key=lambda figure: figure.waiting, reverse=True)
 
     @property
     def all_read(self) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from fusenotify.protocol import (
     Sync,
     Welcome,
 )
-from fusenotify.status import Status
+from fusenotify.status import Histogram, Status
 from fusenotify.tree import Directory
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Services:
         attentive: waits until the watches hear of everything that the marks ask for.
         quiet: waits until every request of the mount made before is carried out.
         status: tells how the daemon is.
+        sent: where it is noted how long events took from being told until handed to a client.
     """
 
     groups: Groups
@@ -67,6 +69,7 @@ class Services:
     attentive: Callable[[], Awaitable[None]]
     quiet: Callable[[], Awaitable[None]]
     status: Callable[[], Status]
+    sent: Histogram
 
 
 class Peer:
@@ -269,6 +272,8 @@ class Peer:
             frame = protocol.encode_events(mark, batch)
             if len(frame) <= room:
                 queue.pop()
+                last = batch.records[-1]
+                self._services.sent.note((time.time_ns() - last.time_ns) * 1e-9, len(batch))
                 return frame
             if len(batch) == 1:
                 if required:

@@ -62,6 +62,15 @@ class Directory:
         """Path below the root, `.` for the root itself."""
         return self.prefix[:-1] or ROOT_PATH
 
+    def known_names(self, position: int) -> set[bytes] | None:
+        """Return the names listeners know where the listing may have told what the stream tells again from `position`.
+
+        None where nothing is told twice.
+        """
+        if self.announced is not None and position >= self.announced_until:
+            self.announced = None
+        return self.announced
+
     def below(self) -> "Iterator[Directory]":
         """Yield this directory and every one below it."""
         stack = [self]
@@ -89,19 +98,21 @@ class Tree:
     Attributes:
         on_leaving: called with directories that are about to leave the tree, each of them still in its place.
         on_placed: called with directories that have come to where they are.
-        on_rearranged: called when the tree has been made what a fresh crawl has found.
     """
 
     def __init__(self, root_key: InodeKey) -> None:
         self.on_leaving: Callable[[list[Directory]], None] = lambda _: None
         self.on_placed: Callable[[Iterable[Directory]], None] = lambda _: None
-        self.on_rearranged: Callable[[], None] = lambda: None
         self.root = Directory(None, b"", None, root_key)
         self.by_wd: dict[int, Directory] = {}
         self.by_key: dict[InodeKey, Directory] = {root_key: self.root}
 
     def __len__(self) -> int:
         return len(self.by_key)
+
+    def heard_by(self, wd: int | None) -> Directory | None:
+        """Return the directory that a watch is set on, None if it is none of the tree."""
+        return self.by_wd.get(wd) if wd is not None else None
 
     def attach(
         self, parent: Directory, name: bytes, wd: int | None, key: InodeKey
@@ -111,11 +122,8 @@ class Tree:
         if known is not None and known.key == key and known.wd == wd:
             return known, []
         gone = self.detach(parent.children[name]) if name in parent.children else []
-        directory = Directory(parent, name, None, key)
-        parent.children[name] = directory
-        self.by_key[key] = directory
-        self.set_wd(directory, wd)
-        self.on_placed((directory,))
+        directory = Directory(parent, name, wd, key)
+        self.add(directory, parent, name)
         return directory, gone
 
     def set_wd(self, directory: Directory, wd: int | None) -> None:
@@ -173,30 +181,11 @@ class Tree:
         directory.forget_prefix()
         self.on_placed(directory.below())
 
-    def rearrange(self, layout: dict[Directory, tuple[Directory | None, bytes, int | None]]) -> list[Directory]:
-        """Make the tree what a fresh crawl has found: directory -> (parent, name, wd). Return what has left it.
-
-        Directories keep their objects, and with them the marks on them, wherever they have moved.
-        """
-        gone = [directory for directory in self.by_key.values() if directory not in layout]
-        self.on_leaving(gone)
-        self.by_wd.clear()
-        self.by_key.clear()
-        for directory in gone:
-            directory.gone = True
-        for directory in layout:
-            directory.children.clear()
-        for directory, (parent, name, wd) in layout.items():
-            directory.parent, directory.name, directory.wd, directory.gone = parent, name, wd, False
-            if parent is not None:
-                parent.children[name] = directory
-            if wd is not None:
-                self.by_wd[wd] = directory
-            self.by_key[directory.key] = directory
-        self.root.forget_prefix()
-        self.on_placed(layout)
-        self.on_rearranged()
-        return gone
+    def add(self, directory: Directory, parent: Directory, name: bytes) -> None:
+        """Put a directory that is not in the tree under a name that is free."""
+        self._place(directory, parent, name)
+        self.by_key[directory.key] = directory
+        self.set_wd(directory, directory.wd)
 
     def contains(self, directory: Directory) -> bool:
         """Whether a directory is still in the tree."""
