@@ -29,6 +29,7 @@ _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 _SECTIONS = ("Setup:", "Script:", "Output:", "Output of fanotify:")
 _OUTSIDE = "(outside)"
 _ARROWS = ("->", "<->")
+_TWO_PATHS = frozenset({"rename", "move_self"})
 _MERGING = frozenset({"modify", "attrib", "close_write"})  # adjacent identical ones may be told as one
 _RENAME_NOREPLACE = 1  # of renameat2(2)
 _END = ".end"  # the directory that the runner makes when the script is over
@@ -62,7 +63,7 @@ class Line:
 
     def __str__(self) -> str:
         path, old_path = _shown(self.path, self.is_dir and not self.exchange), _shown(self.old_path, self.is_dir)
-        what = f"{old_path} {_ARROWS[self.exchange]} {path}" if self.kind == "rename" else path
+        what = f"{old_path} {_ARROWS[self.exchange]} {path}" if self.kind in _TWO_PATHS else path
         recovered = " ?recovered" if self.either else " recovered" * self.recovered
         return f"{self.kind} {what} {self.origin}{recovered}{self.note}"
 
@@ -136,7 +137,7 @@ def _command(words: list[str]) -> Command:
 def _line(words: list[str]) -> Line:
     kind = words[0]
     assert parse_kinds([kind]).bit_count() == 1
-    if kind == "rename":
+    if kind in _TWO_PATHS:
         old, arrow, new, origin, *flags = words[1:]
         assert arrow in _ARROWS, words
     else:
@@ -365,9 +366,14 @@ async def _watch(group: Group, root: str, path: str, scope: str, *options: str) 
             case ("origin", _, name):
                 origin = Origin(name)
             case _:
-                assert option == "exclude-self", f"{option!r} is no option of watch"
+                assert option in ("exclude-self", "oneshot"), f"{option!r} is no option of watch"
     await group.mark(
-        root + path, scope=Scope(scope), kinds=kinds, origin=origin, exclude_self="exclude-self" in options
+        root + path,
+        scope=Scope(scope),
+        kinds=kinds,
+        origin=origin,
+        oneshot="oneshot" in options,
+        exclude_self="exclude-self" in options,
     )
 
 

@@ -396,7 +396,6 @@ def test_interrupt(mount: Mount, watching: Start) -> None:
     [
         (["--kinds", "create,frobnicate", "MOUNT"], 2, "'frobnicate' is no kind"),
         (["--kinds", "", "MOUNT"], 2, "is no kind"),
-        (["--kinds", "open", "MOUNT"], 2, "cannot be asked for yet: open"),
         (["MOUNT/nothing"], 2, "does not exist"),
         ([""], 2, "an empty text"),
         (["--origin", "remote", "MOUNT", "TMP"], 4, "not on a fusenotify mount"),

@@ -182,6 +182,65 @@ def test_several_marks_and_unmark(mount: Mount, go: Run[None]) -> None:
     go(main)
 
 
+def test_marks_come_change_and_go_while_somebody_iterates(mount: Mount, go: Run[None]) -> None:
+    for name in "abc":
+        (mount.source / name).mkdir()
+
+    async def main() -> None:
+        told: list[str | None] = []
+        async with open_group() as group, anyio.create_task_group() as tasks:
+            first = await group.mark(mount.mountpoint / "a")
+
+            async def iterate() -> None:
+                async for event in group:
+                    told.append(event.path)
+                    if event.path == "c/end":
+                        return
+
+            tasks.start_soon(iterate)
+            second = await group.mark(mount.mountpoint / "b")
+            (mount.source / "b" / "1").mkdir()
+            await group.sync()
+            await group.unmark(first)
+            (mount.source / "a" / "1").mkdir()
+            await group.unmark(second)
+            (mount.source / "b" / "2").mkdir()
+            await group.sync()
+            await group.mark(mount.mountpoint / "c")  # after a while without any
+            (mount.source / "c" / "end").mkdir()
+        assert set(told) <= {"b/1", "c/end"}  # the first was queued when its mark was removed, or had been read
+        assert told[-1] == "c/end"
+
+    go(main)
+
+
+def test_marks_on_one_object_are_two_and_each_ends_by_itself(mount: Mount, go: Run[None]) -> None:
+    file = mount.source / "file"
+    file.touch()
+
+    async def main() -> None:
+        async with open_group() as group:
+            target = mount.mountpoint / "file"
+            first = await group.mark(target, scope=Scope.INODE, kinds=Kind.ATTRIB, oneshot=True)
+            second = await group.mark(target, scope=Scope.INODE, kinds=Kind.ATTRIB)
+            for mode in (0o600, 0o640):
+                file.chmod(mode)
+                await group.sync()  # or the kernel makes one event of both
+            events = [await anext(group), await anext(group)]
+            assert [event.mark for event in events] == [first, second]
+            with pytest.raises(errors.UsageError, match="no such mark"):
+                await group.unmark(first)
+            file.unlink()
+            events = [await anext(group) for _ in range(2)]
+            assert [(str(event.kind), event.mark) for event in events] == [
+                ("delete_self", second), ("ignored", second)
+            ]  # fmt: skip
+            with pytest.raises(errors.UsageError, match="no such mark"):
+                await group.unmark(second)
+
+    go(main)
+
+
 def test_events_of_a_mark_that_was_removed_do_not_hold_up_others(mount: Mount, go: Run[None]) -> None:
     for name in "ab":
         (mount.source / name).mkdir()
@@ -426,7 +485,6 @@ def test_the_task_that_reads_an_answer_and_the_first_event_behind_it_knows_the_m
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(iterate)
-            await anyio.wait_all_tasks_blocked()
             mark = await connection.mark(protocol.AddMark(0, 1, b".", "dir", 1, 3), make)
         assert [(event.path, event.mark) for event in told] == [("x", mark)]
         assert mark.cursor == "c:e:5"
@@ -487,7 +545,6 @@ def test_leaving_the_group_ends_those_who_iterate(mount: Mount, go: Run[None]) -
                     ended.append(type(error))
 
             tasks.start_soon(iterate)
-            await anyio.wait_all_tasks_blocked()
         await count_of_groups(mount, 0)
 
     go(main)
@@ -552,8 +609,10 @@ def test_wrong_targets(mount: Mount, go: Run[None], tmp_path: Path) -> None:
                     await group.mark(target)
             with pytest.raises(NotAMount, match="not on a fusenotify mount"):
                 await group.mark(tmp_path, origin=Origin.REMOTE)
-            with pytest.raises(errors.UsageError, match="cannot be asked for"):
-                await group.mark(mount.mountpoint, kinds=Kind.ALL)
+            (mount.source / "file").touch()
+            for scope in (Scope.DIR, Scope.SUBTREE):
+                with pytest.raises(errors.UsageError, match="files have the scope inode"):
+                    await group.mark(mount.mountpoint / "file", scope=scope)
             await group.mark(mount.mountpoint)  # none of this was the end of it
             (mount.source / "x").mkdir()
             assert brief(await until(group, "x")) == [("create", "x")]

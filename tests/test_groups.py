@@ -3,9 +3,11 @@
 import pytest
 
 from fusenotify import events, groups
+from fusenotify import group as group_module
 from fusenotify.errors import LimitReached, NotPermitted, UsageError
 from fusenotify.events import CREATE, DEFAULT, EXCHANGE, IS_DIR, LOCAL, OTHER_IS_DIR, RECOVERED, RENAME, EventRecord
-from fusenotify.groups import Group, Groups
+from fusenotify.group import Group
+from fusenotify.groups import Groups
 from fusenotify.identity import InodeKey
 from fusenotify.protocol import AddMark
 from fusenotify.tree import Directory, Tree
@@ -14,15 +16,32 @@ ANY = 3
 Told = list[tuple[int, bytes | None, bytes | None]]
 
 
+class FakePin:
+    """A file with some links; it counts who keeps it."""
+
+    def __init__(self, number: int) -> None:
+        self.key = InodeKey(1, number)
+        self.links = 1
+        self.kept = 0
+
+    def copy(self) -> "FakePin":
+        self.kept += 1
+        return self
+
+    def close(self) -> None:
+        self.kept -= 1
+
+
 class World:
     """A tree of directories, the groups that listen, and what is in a directory where it has moved to."""
 
-    def __init__(self, *paths: bytes, owner: int = 1000, watch_other: bool = False) -> None:
+    def __init__(self, *paths: bytes, owner: int = 1000, watch_other: bool = False, most_pinned: int = 100) -> None:
         self.tree = Tree(InodeKey(1, 1))
         self.seq = 0
         self.below: dict[bytes, list[tuple[bytes, bool]]] = {}
         self.asked: list[bytes] = []
-        self.groups = Groups(self.tree, owner, watch_other)
+        self.files: dict[bytes, FakePin] = {}
+        self.groups = Groups(self.tree, owner, watch_other, self._look, most_pinned=most_pinned)
         for number, path in enumerate(paths, 2):
             parent, _, name = path.rpartition(b"/")
             self.tree.attach(self[parent], name, number, InodeKey(1, number))
@@ -31,6 +50,19 @@ class World:
         found = self.tree.find(path)
         assert found is not None, path
         return found
+
+    def _look(self, path: bytes) -> InodeKey | None:
+        found = self.tree.find(path)
+        return found.key if found is not None else self.files[path].key if path in self.files else None
+
+    def _pin(self, path: bytes) -> FakePin:
+        found = self.tree.find(path)
+        return self.files[path] if found is None and path in self.files else FakePin(found.key.number if found else 0)
+
+    def file(self, path: bytes) -> FakePin:
+        """Make a file; it is there already, and nothing tells of it."""
+        self.files[path] = FakePin(1000 + len(self.files))
+        return self.files[path]
 
     def _parent(self, path: bytes) -> tuple[Directory, bytes]:
         parent, _, name = path.rpartition(b"/")
@@ -68,9 +100,11 @@ class World:
         origins: int = ANY,
         exclude_pid: int | None = None,
         uids: tuple[int, ...] | None = None,
+        oneshot: bool = False,
     ) -> None:
-        request = AddMark(0, number, path, scope, kinds, origins, exclude_pid, uids)
-        group.add(self.groups.make_mark(group, request))
+        request = AddMark(0, number, path, scope, kinds, origins, exclude_pid, uids, oneshot)
+        found = self._pin(groups.path_of(group.base, path))
+        assert self.groups.mark(group, request, found)
 
     def record(
         self,
@@ -304,7 +338,9 @@ def test_the_mark_of_a_deleted_directory_hears_nothing_of_its_successor() -> Non
     world.tree.attach(world.tree.root, b"a", 20, InodeKey(1, 20))
     world.tree.attach(world[b"a"], b"b", 21, InodeKey(1, 21))
     world.publish(world.record(b"a/b/x"), world.record(b"x"))
-    assert paths(group) == []
+    assert [(one.kind, one.path, one.flags) for _, one in drained(group)] == [(events.IGNORED, b"a/b", IS_DIR)]
+    with pytest.raises(UsageError, match="no mark 1"):
+        group.remove(1)
 
 
 # --- borders -------------------------------------------------------------------------------------------------------
@@ -458,11 +494,11 @@ def test_a_base_that_moves_keeps_its_relative_paths() -> None:
     assert paths(group) == [b"x"]
 
 
-@pytest.mark.parametrize("path", [b"..", b"../out", b"sub/../../out", b"nothing", b"sub/file"])
-def test_no_mark_leads_out_of_the_base(path: bytes) -> None:
-    world = World(b"base", b"base/sub", b"out")
-    with pytest.raises(UsageError, match="is no directory of the tree"):
-        world.mark(world.open(b"base"), path)
+def test_no_mark_on_a_directory_that_is_none() -> None:
+    world = World(b"base")
+    world.file(b"base/file")
+    with pytest.raises(UsageError, match="files have the scope inode"):
+        world.mark(world.open(b"base"), b"file")
 
 
 # --- requests ------------------------------------------------------------------------------------------------------
@@ -471,16 +507,14 @@ def test_no_mark_leads_out_of_the_base(path: bytes) -> None:
 def test_unknown_scopes_origins_and_kinds_are_named() -> None:
     world = World()
     group = world.open()
-    with pytest.raises(UsageError, match="'inode' is no scope"):
-        world.mark(group, scope="inode")
+    with pytest.raises(UsageError, match="'tree' is no scope; the scopes are inode, dir, subtree, filesystem"):
+        world.mark(group, scope="tree")
     with pytest.raises(UsageError, match="at least one origin"):
         world.mark(group, origins=0)
-    with pytest.raises(UsageError, match="yet: open, ignored"):
-        world.mark(group, kinds=DEFAULT | events.Kind.OPEN | events.Kind.IGNORED)
-    with pytest.raises(UsageError, match="yet: 0x4000000000000000"):
+    with pytest.raises(UsageError, match="no kind: 0x4000000000000000"):
         world.mark(group, kinds=1 << 62)
-    with pytest.raises(UsageError, match="cannot be asked for"):
-        world.mark(group, kinds=-1)
+    with pytest.raises(UsageError, match="no kind"):
+        world.mark(group, kinds=-1 << 20)
     with pytest.raises(LimitReached, match="1024 users"):
         world.mark(group, uids=tuple(range(1025)))
 
@@ -493,6 +527,205 @@ def test_subtrees_are_for_root_and_the_owner() -> None:
     with pytest.raises(NotPermitted, match="watch_other"):
         world.groups.check_reach(1001, "subtree")
     World(watch_other=True).groups.check_reach(1001, "subtree")
+
+
+# --- marked files --------------------------------------------------------------------------------------------------
+
+
+def ends(group: Group) -> list[tuple[int, int, bytes | None]]:
+    return [(mark, one.kind, one.path) for mark, one in drained(group)]
+
+
+def test_a_marked_file_is_kept_once_for_all_its_marks_and_let_go_with_the_last() -> None:
+    world = World()
+    file = world.file(b"f")
+    first, second = world.open(), world.open()
+    world.mark(first, b"f", 1, scope="inode")
+    world.mark(first, b"f", 2, scope="inode")
+    world.mark(second, b"f", 1, scope="inode")
+    kept = [file.kept]
+    first.remove(1)
+    world.mark(first, b".", 2)  # the number is another mark's now
+    kept.append(file.kept)
+    world.groups.close(second)
+    kept.append(file.kept)
+    assert kept == [1, 1, 0]
+    world.mark(first, b"f", 3, scope="inode")
+    assert file.kept == 1
+
+
+def test_marked_files_are_limited() -> None:
+    world = World(most_pinned=2)
+    group = world.open()
+    for name in (b"1", b"2", b"3"):
+        world.file(name)
+    world.mark(group, b"1", 1, scope="inode")
+    world.mark(group, b"2", 2, scope="inode")
+    world.mark(group, b"2", 3, scope="inode")
+    with pytest.raises(LimitReached, match="2 files are marked"):
+        world.mark(group, b"3", 4, scope="inode")
+    group.remove(1)
+    world.mark(group, b"3", 4, scope="inode")
+
+
+def test_a_mark_that_finds_no_room_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_module, "MOST_MARKS", 1)
+    world = World()
+    file = world.file(b"f")
+    group = world.open()
+    world.mark(group)
+    with pytest.raises(LimitReached, match="can have 1 marks"):
+        world.mark(group, b"f", 2, scope="inode")
+    assert file.kept == 0
+
+
+def test_no_mark_where_another_object_is_by_now() -> None:
+    world = World(b"a")
+    world.file(b"f")
+    group = world.open()
+    for path, scope in ((b"f", "inode"), (b"a", "inode"), (b"a", "dir")):
+        request = AddMark(0, 1, path, scope, DEFAULT, ANY)
+        assert not world.groups.mark(group, request, FakePin(77))
+    assert group.marks == 0
+
+
+def test_a_file_without_a_known_name_ends_when_its_last_link_is_found_gone() -> None:
+    world = World()
+    file = world.file(b"f")
+    file.links = 2
+    group = world.open()
+    world.mark(group, b"f", scope="inode", kinds=events.DELETE)
+    del world.files[b"f"]
+    file.links = 1
+    world.publish(world.record(b"f", events.DELETE), world.record(b"x", events.DELETE))
+    file.links = 0
+    world.publish(world.record(b"y", events.DELETE))
+    assert ends(group) == [(1, events.DELETE, b"f"), (1, events.DELETE_SELF, None), (1, events.IGNORED, None)]
+    assert (group.marks, file.kept) == (0, 0)
+
+
+def test_a_link_that_was_lost_sight_of_is_found_by_its_next_name() -> None:
+    world = World()
+    file = world.file(b"f")
+    file.links = 2
+    group = world.open()
+    world.mark(group, b"f", scope="inode", kinds=events.ATTRIB)
+    del world.files[b"f"]
+    world.publish(world.record(b"f", events.DELETE))
+    world.files[b"h"] = file
+    world.publish(world.record(b"h", RENAME, old=b"g"), world.record(b"h", events.ATTRIB))
+    assert paths(group) == [b"h"]
+
+
+def test_after_an_overflow_marked_files_are_looked_for() -> None:
+    world = World(b"a")
+    stays, goes = world.file(b"a/stays"), world.file(b"a/goes")
+    group = world.open()
+    world.mark(group, b"a/stays", 1, scope="inode")
+    world.mark(group, b"a/goes", 2, scope="inode")
+    world.mark(group, b"a", 3, scope="dir")
+    del world.files[b"a/goes"]
+    goes.links = 0
+    world.groups.look_again()
+    assert ends(group) == [(2, events.DELETE_SELF, b"a/goes"), (2, events.IGNORED, b"a/goes")]
+    world.tree.detach(world[b"a"])
+    assert ends(group) == [
+        (3, events.IGNORED, b"a"), (1, events.DELETE_SELF, b"a/stays"), (1, events.IGNORED, b"a/stays")
+    ]  # fmt: skip
+    assert (stays.kept, goes.kept) == (0, 0)
+
+
+def test_the_end_of_a_mark_finds_room_in_a_full_queue() -> None:
+    world = World(b"a")
+    group = world.open(limit=1)
+    world.mark(group, b"a", kinds=CREATE)
+    world.publish(world.record(b"a/1"), world.record(b"a/2"))
+    world.tree.detach(world[b"a"])
+    assert ends(group) == [(1, CREATE, b"a/1"), (0, events.OVERFLOW, None), (1, events.IGNORED, b"a")]
+    world.mark(group, b".", kinds=CREATE)
+    world.publish(world.record(b"1"), world.record(b"2"))
+    assert ends(group) == [(1, CREATE, b"1"), (0, events.OVERFLOW, None)]
+
+
+def test_nothing_comes_after_unmount() -> None:
+    world = World(b"a")
+    group = world.open()
+    world.mark(group, b"a")
+    world.publish(world.record(None, events.UNMOUNT))
+    world.tree.detach(world[b"a"])
+    assert ends(group) == [(0, events.UNMOUNT, None)]
+
+
+def test_nothing_that_is_queued_for_a_mark_outlives_it() -> None:
+    world = World(b"a", b"b")
+    group = world.open(limit=3)
+    world.mark(group, b"a", 1)
+    world.mark(group, b"b", 2)
+    world.publish(world.record(b"a/1"), world.record(b"b/1"), world.record(b"a/2"))
+    group.remove(1)
+    world.publish(world.record(b"b/2"), world.record(b"b/3"), world.record(b"b/4"))
+    assert ends(group) == [(2, CREATE, b"b/1"), (2, CREATE, b"b/2"), (2, CREATE, b"b/3"), (0, events.OVERFLOW, None)]
+
+
+def test_a_mark_for_one_event() -> None:
+    world = World()
+    group = world.open()
+    world.mark(group, number=1, kinds=CREATE, oneshot=True)
+    world.mark(group, number=2)
+    world.publish(world.record(b"1", events.DELETE), world.record(b"2"), world.record(b"3"))
+    world.publish(world.record(b"4"))
+    assert heard(group) == [(2, b"1", None), (1, b"2", None), (2, b"3", None), (2, b"4", None)]
+    with pytest.raises(UsageError, match="no mark 1"):
+        group.remove(1)
+
+
+# --- uses of files -------------------------------------------------------------------------------------------------
+
+
+def test_uses_are_asked_for_where_marks_reach() -> None:
+    world = World(b"a", b"a/b", b"c")
+    world.file(b"c/f")
+    group = world.open()
+
+    def asked() -> list[int]:
+        return [world.groups.uses.asked_in(world[path]) for path in (b".", b"a", b"a/b", b"c")]
+
+    told = [asked()]
+    world.mark(group, b"a", 1, kinds=events.OPEN)
+    world.mark(group, b"a", 2, scope="dir", kinds=events.ACCESS)
+    world.mark(group, b"c/f", 3, scope="inode", kinds=events.CLOSE_NOWRITE)
+    told.append(asked())
+    world.mark(group, b".", 4, scope="filesystem", kinds=events.ACCESS)
+    told.append(asked())
+    world.groups.close(group)
+    told.append(asked())
+    assert told == [
+        [0, 0, 0, 0],
+        [0, events.OPEN | events.ACCESS, events.OPEN, events.CLOSE_NOWRITE],
+        [events.ACCESS, events.OPEN | events.ACCESS, events.OPEN | events.ACCESS, events.ACCESS | events.CLOSE_NOWRITE],
+        [0, 0, 0, 0],
+    ]
+    assert not world.groups.uses
+
+
+def test_only_directories_of_which_something_else_may_be_asked_are_looked_at_again() -> None:
+    world = World(b"a", b"a/b", b"c")
+    world.file(b"c/f")
+    group = world.open()
+
+    def unsettled() -> list[bytes]:
+        return sorted(directory.path for directory in world.groups.uses.take_unsettled())
+
+    world.mark(group, b"c", 1)
+    told = [unsettled()]
+    world.mark(group, b"a", 2, kinds=events.OPEN)
+    world.mark(group, b"c/f", 3, scope="inode", kinds=events.OPEN)
+    told.append(unsettled())
+    world.publish(world.record(b"f", RENAME, old=b"c/f"))
+    told.append(unsettled())
+    world.tree.move(world[b"a/b"], world[b"c"], b"b")
+    told.append(unsettled())
+    assert told == [[], [b"a", b"a/b", b"c"], [b"."], [b"c/b"]]
 
 
 # --- fan-out -------------------------------------------------------------------------------------------------------
@@ -570,7 +803,7 @@ def test_groups_are_limited_per_user_but_for_root(monkeypatch: pytest.MonkeyPatc
 
 
 def test_marks_are_limited_per_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(groups, "MOST_MARKS", 2)
+    monkeypatch.setattr(group_module, "MOST_MARKS", 2)
     world = World()
     group = world.open()
     world.mark(group, number=1)

@@ -39,7 +39,7 @@ STATUS = Status(
 )  # fmt: skip
 RECORDS = [
     EventRecord(7, 1_700_000_000_000_000_000, CREATE, LOCAL, b"a/\xff", None, 42, 1000),
-    EventRecord(8, 1_700_000_000_000_000_000, RENAME, EXCHANGE, b"b", b"a"),
+    EventRecord(8, 1_700_000_000_000_000_000, RENAME, EXCHANGE, b"b", b"a", None, None, "", "h:", "h;", "h<"),
     EventRecord(9, 1_700_000_000_000_000_000, OVERFLOW, 0, None, reason="queue"),
 ]
 
@@ -54,6 +54,10 @@ GOLDEN: list[tuple[protocol.Request | protocol.Reply, str]] = [
     (
         AddMark(300, 2, b"a/\xff", "dir", CREATE | RENAME, 2, 4711, (0, 1000)),
         "1f000000 9b a46d61726b cd012c 02 c403612fff a3646972 21 02 cd1267 92 00 cd03e8 c2 c2",
+    ),
+    (
+        AddMark(1, 3, b"f", "inode", CREATE, 3, None, None, True, True),
+        "17000000 9b a46d61726b 01 03 c40166 a5696e6f6465 01 03 c0 c0 c3 c3",
     ),
     (RemoveMark(3, 2), "0a000000 93 a6756e6d61726b 03 02"),
     (Recount(3, 2), "0c000000 94 a77265636f756e74 03 02 c0"),
@@ -80,10 +84,10 @@ GOLDEN: list[tuple[protocol.Request | protocol.Reply, str]] = [
     ),
     (
         Events(2, RECORDS),
-        "4f000000 93 a66576656e7473 02 93 "
-        "99 07 cf17979cfe362a0000 01 08 c403612fff c0 2a cd03e8 a0 "
-        "99 08 cf17979cfe362a0000 20 02 c40162 c40161 c0 c0 a0 "
-        "99 09 cf17979cfe362a0000 40 00 c0 c0 c0 c0 a57175657565",
+        "5e000000 93 a66576656e7473 02 93 "
+        "9c 07 cf17979cfe362a0000 01 08 c403612fff c0 2a cd03e8 a0 c0 c0 c0 "
+        "9c 08 cf17979cfe362a0000 20 02 c40162 c40161 c0 c0 a0 a2683a a2683b a2683c "
+        "9c 09 cf17979cfe362a0000 40 00 c0 c0 c0 c0 a57175657565 c0 c0 c0",
     ),
 ]
 
@@ -119,13 +123,23 @@ numbers = st.integers(0, 2**63 - 1)
 texts = st.text(max_size=20)
 names = st.none() | st.binary(max_size=20)
 records = st.builds(
-    EventRecord, numbers, numbers, numbers, numbers, names, names, st.none() | numbers, st.none() | numbers, texts
+    EventRecord,
+    numbers,
+    numbers,
+    numbers,
+    numbers,
+    names,
+    names,
+    st.none() | numbers,
+    st.none() | numbers,
+    texts,
+    *[st.none() | texts] * 3,
 )
 messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(Hello, numbers, numbers),
     st.builds(
         AddMark, numbers, numbers, st.binary(max_size=40), texts, numbers, numbers, st.none() | numbers,
-        st.none() | st.lists(numbers, max_size=5).map(tuple),
+        st.none() | st.lists(numbers, max_size=5).map(tuple), st.booleans(), st.booleans(),
     ),
     st.builds(RemoveMark, numbers, numbers),
     st.builds(Recount, numbers, numbers, st.none() | st.binary()),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from fusenotify import _linux, protocol
-from fusenotify.events import DEFAULT, EventRecord
+from fusenotify.events import DEFAULT, IGNORED, EventRecord
 from fusenotify.protocol import AddMark, AskStatus, Done, Events, FrameBuffer, Hello, Refusal, Reply, Report, Sync
 from tests.harness import PATIENCE, Mount, Watch, mounted, patched, run
 
@@ -500,6 +500,7 @@ def test_the_directory_of_a_queue_is_moved_and_deleted(mount: Mount, opened: Ope
     (mount.source / "b" / "sub").mkdir()
     (mount.source / "b" / "sub" / "x").mkdir()
     assert [(record.kind, record.path) for record in queue.until(b"x")] == [(2, b"x")]
+    assert [(record.kind, record.path) for record in queue.until(b".")] == [(IGNORED, b".")]
     assert isinstance(queue.ask(AddMark(2, 2, b".", "dir", 1, 3)), Refusal)
     assert error_of(os.read, queue.fd, 4096) == "EAGAIN"
 
@@ -621,19 +622,19 @@ def test_with_watch_other_subtrees_too(others: Mount) -> None:
 _SWAPPED = """
 import os
 from fusenotify import _linux, locator
-check_readable = locator.check_readable
+find_readable = locator.find_readable
 swaps = int(os.environ["SWAPS"])
 
 def overtaken(backing, path, *who):
     global swaps
-    readable = check_readable(backing, path, *who)
+    readable = find_readable(backing, path, *who)
     if path == b"shared/one" and swaps:
         swaps -= 1
         fd = backing.root_fd
         _linux.renameat2(fd, b"shared/one", fd, b"shared/two", _linux.RENAME_EXCHANGE)
     return readable
 
-locator.check_readable = overtaken
+locator.find_readable = overtaken
 """
 
 

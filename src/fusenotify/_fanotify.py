@@ -13,17 +13,21 @@ from typing import Final, NamedTuple
 
 from fusenotify._linux import AT_EMPTY_PATH, name_to_handle_at, open_by_handle_at
 
+FAN_ACCESS: Final = 0x1
 FAN_MODIFY: Final = 0x2
 FAN_ATTRIB: Final = 0x4
 FAN_CLOSE_WRITE: Final = 0x8
+FAN_CLOSE_NOWRITE: Final = 0x10
+FAN_OPEN: Final = 0x20
 FAN_CREATE: Final = 0x100
 FAN_DELETE: Final = 0x200
 FAN_Q_OVERFLOW: Final = 0x4000
 FAN_RENAME: Final = 0x10000000
 FAN_ONDIR: Final = 0x40000000
-# OPEN, ACCESS and CLOSE_NOWRITE stay out, as our own crawl raises them. A directory tells of itself by the handle that
-# comes with FAN_RENAME and FAN_DELETE, so the kinds of the object itself are not needed.
-_MASK: Final = (
+# OPEN, ACCESS and CLOSE_NOWRITE come in only while a mark asks for them, as our own crawl raises them. A directory
+# tells of itself by the handle that comes with FAN_RENAME and FAN_DELETE, so the kinds of the object itself are not
+# needed.
+MASK: Final = (
     FAN_MODIFY | FAN_ATTRIB | FAN_CLOSE_WRITE | FAN_CREATE | FAN_DELETE | FAN_RENAME | FAN_ONDIR
 )  # fmt: skip
 
@@ -31,6 +35,7 @@ _FAN_CLOEXEC: Final = 0x1
 _FAN_NONBLOCK: Final = 0x2
 _FAN_REPORT_DFID_NAME_TARGET: Final = 0x200 | 0x400 | 0x800 | 0x1000  # FID, DIR_FID, NAME, TARGET_FID
 _FAN_MARK_ADD: Final = 0x1
+_FAN_MARK_REMOVE: Final = 0x2
 _FAN_MARK_FILESYSTEM: Final = 0x100
 _TARGET: Final = 1  # FAN_EVENT_INFO_TYPE_FID
 _DIRECTORY: Final = 2  # FAN_EVENT_INFO_TYPE_DFID_NAME
@@ -82,10 +87,18 @@ def init() -> int:
     return fd
 
 
-def mark_filesystem(fd: int, directory_fd: int) -> None:
-    """Have a group hear everything on the filesystem of a directory."""
-    flags = _FAN_MARK_ADD | _FAN_MARK_FILESYSTEM
-    if _libc.fanotify_mark(fd, flags, _MASK, directory_fd, None) != 0:
+def mark_filesystem(fd: int, directory_fd: int, mask: int) -> None:
+    """Have a group hear what is in a mask as well, everywhere on the filesystem of a directory."""
+    _mark(fd, _FAN_MARK_ADD, directory_fd, mask)
+
+
+def unmark_filesystem(fd: int, directory_fd: int, mask: int) -> None:
+    """Have a group hear no more of what is in a mask; the mark stays."""
+    _mark(fd, _FAN_MARK_REMOVE, directory_fd, mask)
+
+
+def _mark(fd: int, flag: int, directory_fd: int, mask: int) -> None:
+    if _libc.fanotify_mark(fd, flag | _FAN_MARK_FILESYSTEM, mask, directory_fd, None) != 0:
         _raise_errno()
 
 

@@ -62,6 +62,11 @@ class Found:
         """The O_PATH descriptor, valid until `hold` or `close`."""
         return self._fd
 
+    @property
+    def links(self) -> int:
+        """How many names it has now, in the tree or not."""
+        return os.fstat(self._fd).st_nlink
+
     def keep(self, above: Reference, name: bytes) -> Reference:
         """Return a reference to the object, which was found as `name` in the directory `above`."""
         return self._backing.reference(self, above, name)
@@ -70,6 +75,10 @@ class Found:
         """Return a reference that keeps the object alive; nothing else may be done with this afterwards but `close`."""
         fd, self._fd = self._fd, -1
         return DescriptorReference(fd)
+
+    def copy(self) -> "Found":
+        """Return the same with a descriptor of its own."""
+        return Found(self._backing, os.dup(self._fd), self.identity, self.stat)
 
     def close(self) -> None:
         """Close the descriptor, unless a reference keeps it."""
@@ -349,6 +358,10 @@ class Backing:
         """Return the attributes of what is at a path below the root, None where nothing can be seen."""
         return self._seen_beneath(path, os.fstat)
 
+    def key_beneath(self, path: bytes) -> InodeKey | None:
+        """Return which object is at a path below the root, None where nothing can be seen."""
+        return self._seen_beneath(path, self._key)
+
     def list_beneath(self, path: bytes) -> tuple[InodeKey, list[tuple[bytes, bool]]]:
         """Return what a directory below the root is, and (name, is it a directory) of what is in it.
 
@@ -407,21 +420,20 @@ def as_user(uid: int, gid: int, groups: Sequence[int]) -> contextlib.AbstractCon
     return contextlib.nullcontext() if uid == 0 or os.geteuid() != 0 else acting_as(uid, gid, groups)
 
 
-def check_readable(backing: Backing, path: bytes, uid: int, gid: int, groups: Sequence[int]) -> InodeKey:
-    """Check that a user may read the directory at a path, every component resolved with the rights of that user.
+def find_readable(backing: Backing, path: bytes, uid: int, gid: int, groups: Sequence[int]) -> Found:
+    """Look up what a user may read at a path, every component resolved with the rights of that user.
 
-    Return which directory that is: it may be another one than the path has been taken for.
+    Nothing is opened, as inotify_add_watch(2) does it. It may be another object than the path has been taken for.
 
     Raises:
-        OSError: EACCES, or the directory is gone.
+        OSError: EACCES, or there is nothing.
     """
     with as_user(uid, gid, groups):
-        fd = backing.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
-    try:
-        status = os.fstat(fd)
-        return InodeKey(status.st_dev, status.st_ino)
-    finally:
-        os.close(fd)
+        found = backing.find_beneath(path)
+        if os.access(proc_path(found.fd), os.R_OK, effective_ids=True):
+            return found
+    found.close()
+    raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _kept_at_most() -> int:

@@ -16,6 +16,9 @@ KINDS: Final = {
     joiner.IN_MODIFY: events.MODIFY,
     joiner.IN_ATTRIB: events.ATTRIB,
     joiner.IN_CLOSE_WRITE: events.CLOSE_WRITE,
+    joiner.IN_OPEN: events.OPEN,
+    joiner.IN_ACCESS: events.ACCESS,
+    joiner.IN_CLOSE_NOWRITE: events.CLOSE_NOWRITE,
 }
 
 
@@ -23,7 +26,12 @@ _NOWHERE: Final = Name(InodeKey(0, 0), None, b"")
 # What this process did and no operation has taken note of: names are told of as ever, and the rest is nobody's doing.
 _OF_OURS: Final = LocalOperation(
     0, 0, None, None,
-    [Expectation(one, _NOWHERE, silent=True) for one in (events.MODIFY, events.ATTRIB, events.CLOSE_WRITE)],
+    [
+        Expectation(one, _NOWHERE, silent=True)
+        for one in (
+            events.MODIFY, events.ATTRIB, events.CLOSE_WRITE, events.OPEN, events.ACCESS, events.CLOSE_NOWRITE
+        )
+    ],
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ import trio
 
 from fusenotify import _linux, mounting, server
 from fusenotify.arrivals import Arrivals
+from fusenotify.attention import Attention
 from fusenotify.backing import Backing
 from fusenotify.changes import Changes
 from fusenotify.claims import Claims
@@ -33,6 +34,7 @@ from fusenotify.filesystems import Filesystems
 from fusenotify.groups import Groups
 from fusenotify.handles import Sealer
 from fusenotify.hearing import Hearing
+from fusenotify.identification import Identifier
 from fusenotify.inodes import FIRST_SYNTHETIC, InodeTable
 from fusenotify.locator import Locator
 from fusenotify.nodes import Nodes
@@ -60,6 +62,7 @@ log = logging.getLogger(__name__)
 
 _CAP_SYS_RESOURCE = 24
 _MOST_DESCRIPTORS = 1 << 20
+_PINNED_PART = 8  # one descriptor in so many may be of a marked file
 _NICE = -10
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: its terminal has been closed
 _KEPT_ABROAD = 1.0  # seconds
@@ -87,23 +90,32 @@ class Daemon:
         )
         stack.callback(self._watcher.close)
         self._tree = Tree(self._backing.root_key)
-        self._groups = Groups(self._tree, owner=os.geteuid(), watch_other=options.watch_other)
-        self._changes = Changes()
-        self._sent = Histogram()
-        self._wire_event_path()
-
+        stream = Stream(self._watcher)
         with contextlib.closing(self._backing.find_root()) as root:
             store = Store(target.state_dir, root.identity)
         stack.callback(store.close)
+        sealer = Sealer(store.tree_id, store.secret)
+        self._groups = Groups(
+            self._tree,
+            owner=os.geteuid(),
+            watch_other=options.watch_other,
+            look=self._backing.key_beneath,
+            identifier=Identifier(self._backing, stream, self._tree, sealer, lambda: self._translator.position),
+            most_pinned=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _PINNED_PART,
+        )
+        self._changes = Changes()
+        self._sent = Histogram()
+        self._wire_event_path(stream)
+
         whereabouts = Whereabouts(self._backing, store)
         store.is_gone = whereabouts.is_gone
         earlier = filter(self._backing.is_of_root, store.from_number(FIRST_SYNTHETIC))
         self._table = InodeTable(self._backing.root_key.device, earlier)
-        self._locator = Locator(
-            self._backing, self._table, self._tree, whereabouts, Sealer(store.tree_id, store.secret)
-        )
+        self._locator = Locator(self._backing, self._table, self._tree, whereabouts, sealer)
         self._root = Root(self._backing, str(target.source), self._filesystems)
-        recorder = Recorder(self._watcher, self._hearing, self._changes, lambda: len(self._groups) > 0)
+        recorder = Recorder(
+            self._watcher, self._hearing, self._changes, lambda: len(self._groups) > 0, self._groups.uses
+        )
         self._nodes = Nodes(self._backing, self._table, recorder, store, whereabouts)
         stack.callback(self._nodes.close)
         rights = Rights()
@@ -111,10 +123,9 @@ class Daemon:
         self._files = Files(self._nodes, recorder, rights, self._filesystems)
         stack.callback(self._files.close)
 
-    def _wire_event_path(self) -> None:
+    def _wire_event_path(self, stream: Stream) -> None:
         """Make what turns the watcher's bytes into events."""
         echoes = Echoes()
-        stream = Stream(self._watcher)
         snapshot = Snapshot()
         crawler = Crawler(self._backing, self._watcher, stream, self._tree, self._filesystems, snapshot)
         exchanges = Exchanges(self._backing, stream, crawler, self._tree, echoes)
@@ -136,6 +147,9 @@ class Daemon:
             self._groups,
             self._changes.on_loop,
         )
+        attention = Attention(self._backing, self._watcher, self._filesystems, self._groups.uses)
+        self._hearing.settle_watches = attention.settle
+        self._groups.uses.on_change = self._hearing.wake
         self._hearing.before_crawl = self._ask_distant
 
     async def run(self, listen: Sequence[str], on_ready: Callable[[int], None]) -> None:
@@ -166,6 +180,7 @@ class Daemon:
             epoch=self._epoch,
             position=lambda: self._teller.seq,
             caught_up=self._hearing.caught_up,
+            attentive=self._hearing.attend,
             quiet=functools.partial(loop.quiet, str(self._target.mountpoint)),
             status=self._status,
             sent=self._sent,

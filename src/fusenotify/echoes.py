@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from fusenotify import events
 from fusenotify.identity import InodeKey
 from fusenotify.joiner import Move
 
@@ -83,6 +84,11 @@ class Expectation:
         old, new = (move.old_wd, move.old_name), (move.new_wd, move.new_name)
         at, to = self.at.heard, self.to.heard
         return (old, new) == (at, to) or (self.exchange and (old, new) == (to, at))
+
+
+def opened_by_us(at: Name, key: InodeKey) -> list[Expectation]:
+    """Return what is raised where the daemon opens a file for writing that its caller has not opened so."""
+    return [Expectation(kind, at, inode=key, optional=True, silent=True) for kind in (events.OPEN, events.CLOSE_WRITE)]
 
 
 @dataclass(slots=True)

@@ -72,7 +72,15 @@ CLOSE_WRITE: Final = int(Kind.CLOSE_WRITE)
 RENAME: Final = int(Kind.RENAME)
 OVERFLOW: Final = int(Kind.OVERFLOW)
 UNMOUNT: Final = int(Kind.UNMOUNT)
+OPEN: Final = int(Kind.OPEN)
+ACCESS: Final = int(Kind.ACCESS)
+CLOSE_NOWRITE: Final = int(Kind.CLOSE_NOWRITE)
+DELETE_SELF: Final = int(Kind.DELETE_SELF)
+MOVE_SELF: Final = int(Kind.MOVE_SELF)
+IGNORED: Final = int(Kind.IGNORED)
 DEFAULT: Final = int(Kind.DEFAULT)
+ALL: Final = int(Kind.ALL)
+USES: Final = OPEN | ACCESS | CLOSE_NOWRITE  # what leaves a file as it is, and is heard of only while somebody asks
 ALWAYS: Final = OVERFLOW | UNMOUNT  # these come whatever kinds were asked for
 
 IS_DIR: Final = 1
@@ -99,6 +107,8 @@ class EventRecord(msgspec.Struct, array_like=True, gc=False):
         pid: the process that did it, where known.
         uid: its user id, where known.
         reason: why an overflow event came; empty for other kinds.
+        handle, parent, old_parent: of the object, of the directory of `path`, of that of `old_path`; None where nobody
+            asked, or where it was gone before it was known.
     """
 
     seq: int
@@ -110,6 +120,9 @@ class EventRecord(msgspec.Struct, array_like=True, gc=False):
     pid: int | None = None
     uid: int | None = None
     reason: str = ""
+    handle: str | None = None
+    parent: str | None = None
+    old_parent: str | None = None
 
 
 class Event:
@@ -189,6 +202,21 @@ class Event:
     def uid(self) -> int | None:
         """The user id of that process, None where unknown."""
         return self.record.uid
+
+    @property
+    def handle(self) -> str | None:
+        """The object's handle, as from `lookup`; None where nobody asked, or it was gone before it was known."""
+        return self.record.handle
+
+    @property
+    def parent(self) -> str | None:
+        """The handle of the directory that `path` lies in, None as above."""
+        return self.record.parent
+
+    @property
+    def old_parent(self) -> str | None:
+        """The handle of the directory that `old_path` lies in, None as above."""
+        return self.record.old_parent
 
     def __repr__(self) -> str:
         sides = f"{self.old_path!r} -> {self.path!r}" if self.kind is Kind.RENAME else repr(self.path)

@@ -19,7 +19,7 @@ from fusenotify.appending import Ends
 from fusenotify.attributes import entry_of
 from fusenotify.callers import process_of
 from fusenotify.config import QUEUE_DIRECTORY
-from fusenotify.echoes import Expectation, Name
+from fusenotify.echoes import Expectation, Name, opened_by_us
 from fusenotify.filesystems import Filesystems
 from fusenotify.identity import InodeKey
 from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID, Node
@@ -109,7 +109,8 @@ class Files:
         """
         self.check_room(ctx.uid)
         node = self._nodes.table.get(nodeid)
-        fd = node.reference.acquire(_passed_on(flags))
+        with self._opening(node, ctx):
+            fd = node.reference.acquire(_passed_on(flags))
         try:
             if flags & os.O_TRUNC:
                 self._empty(node, fd, flags, ctx)
@@ -118,13 +119,18 @@ class Files:
             raise
         return self._opened(fd, node, flags, ctx)
 
+    def _opening(self, node: Node, ctx: Context) -> contextlib.AbstractContextManager[object]:
+        if not self._recorder.is_asked_for(events.OPEN):
+            return contextlib.nullcontext()  # and nobody wants to know who it is
+        return self._recorder.use(events.OPEN, node, *self._recorder.caller(ctx))
+
     def _empty(self, node: Node, fd: int, flags: int, ctx: Context) -> None:
         """Do what O_TRUNC means, as the caller, so that set-id bits go where its right to keep them is missing."""
         at = self._recorder.memory_of(node)
         expectations = _writing(at, node.key)
         opened: contextlib.AbstractContextManager[int] = contextlib.nullcontext(fd)
         if flags & os.O_ACCMODE == os.O_RDONLY:  # which may truncate as well, but ftruncate(2) needs another descriptor
-            expectations.append(Expectation(events.CLOSE_WRITE, at, inode=node.key, optional=True, silent=True))
+            expectations += opened_by_us(at, node.key)
             opened = _opened_to_write(node)
         bracket = self._recorder.operation(expectations, *self._recorder.caller(ctx))
         with bracket, opened as writable, self._rights.as_caller(ctx):
@@ -159,8 +165,11 @@ class Files:
 
     def _make(self, parent: Node, name: bytes, mode: int, flags: int, ctx: Context) -> int:
         directory_fd = self._nodes.directory_fd(parent)
-        expectation = Expectation(events.CREATE, self._recorder.name(parent, name))
-        with self._recorder.operation([expectation], *self._recorder.caller(ctx)), self._rights.as_caller(ctx):
+        at = self._recorder.name(parent, name)
+        expectations = [Expectation(events.CREATE, at)]
+        if self._recorder.is_asked_for(events.OPEN):
+            expectations.append(Expectation(events.OPEN, at))
+        with self._recorder.operation(expectations, *self._recorder.caller(ctx)), self._rights.as_caller(ctx):
             how = _passed_on(flags) | os.O_CREAT | os.O_EXCL
             return os.open(name, how, stat.S_IMODE(mode), dir_fd=directory_fd)
 
@@ -173,7 +182,10 @@ class Files:
             with contextlib.closing(self._nodes.backing.find(self._nodes.directory_fd(parent), name)) as found:
                 if stat.S_ISREG(found.stat.st_mode):
                     truncate = flags & os.O_TRUNC
-                    expectations = _writing(self._recorder.name(parent, name), found.key) if truncate else []
+                    at = self._recorder.name(parent, name)
+                    expectations = _writing(at, found.key) if truncate else []
+                    if self._recorder.is_asked_for(events.OPEN):
+                        expectations.append(Expectation(events.OPEN, at, inode=found.key))
                     with (
                         self._recorder.operation(expectations, *self._recorder.caller(ctx)),
                         self._rights.as_caller(ctx),
@@ -190,7 +202,7 @@ class Files:
         if appends:
             node.ends = node.ends or Ends(os.fstat(fd).st_size)
             node.ends.openers += 1
-        pid = process_of(ctx.pid) if writable else None
+        pid = process_of(ctx.pid) if writable or self._recorder.is_asked_for(events.USES) else None
         self._opened_by[ctx.uid] += 1
         self._files[fd] = OpenFile(fd, node, writable, appends, pid, ctx.uid, ctx.gid)
         # Without invalidation the page cache must not outlive the open.
@@ -201,15 +213,34 @@ class Files:
         file = self._files.get(fh) if fh is not None else None
         return file.fd if file is not None and file.writable else None
 
-    def read(self, fh: int, offset: int, size: int) -> bytes:
-        """Read up to `size` bytes. Slow where they are not in memory: for a thread."""
+    @property
+    def tells_reads(self) -> bool:
+        """Whether somebody asks for reads, which only those are told of that go by `read` or `read_at_once`."""
+        return self._recorder.is_asked_for(events.ACCESS)
+
+    def read_slowly(self, fh: int, offset: int, size: int) -> bytes:
+        """Read up to `size` bytes that may not be in memory: for a thread."""
         return os.pread(fh, size, offset)
+
+    def read(self, fh: int, offset: int, size: int) -> bytes:
+        """Read up to `size` bytes, and tell of it."""
+        with self._reading(self._files[fh]) as expectations:
+            data = os.pread(fh, size, offset)
+            if not data:
+                expectations.clear()
+            return data
+
+    def _reading(self, file: OpenFile) -> contextlib.AbstractContextManager[list[Expectation]]:
+        return self._recorder.use(events.ACCESS, file.node, file.pid, file.uid)
 
     def read_at_once(self, fh: int, offset: int, size: int) -> memoryview | None:
         """Read as `read` does, but return None where that may mean to wait."""
         buffer = bytearray(size)
         try:
-            count = os.preadv(fh, [buffer], offset, os.RWF_NOWAIT)
+            with self._reading(self._files[fh]) as expectations:
+                count = os.preadv(fh, [buffer], offset, os.RWF_NOWAIT)
+                if not count:
+                    expectations.clear()
         except BlockingIOError:
             return None
         except OSError as error:
@@ -266,10 +297,11 @@ class Files:
         if file.appends and file.node.ends:
             file.node.ends.openers -= 1
             file.node.ends = file.node.ends if file.node.ends.openers else None
-        if not file.writable:
+        if not file.writable and not self._recorder.is_asked_for(events.CLOSE_NOWRITE):
             os.close(fh)
             return
-        expectations = [Expectation(events.CLOSE_WRITE, self._recorder.memory_of(file.node), inode=file.node.key)]
+        kind = events.CLOSE_WRITE if file.writable else events.CLOSE_NOWRITE
+        expectations = [Expectation(kind, self._recorder.memory_of(file.node), inode=file.node.key)]
         if os.fstat(fh).st_nlink == 0:
             expectations.clear()
         with self._recorder.operation(expectations, file.pid, file.uid):

@@ -1,298 +1,29 @@
-"""Who listens to what: groups, their marks, and the fan-out of events to their queues."""
+"""Who listens: every group, what is marked, and the fan-out of events."""
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from fusenotify import events
 from fusenotify.errors import LimitReached, NotPermitted, UsageError
-from fusenotify.events import ALWAYS, EXCHANGE, IS_DIR, LOCAL, OTHER_IS_DIR, OVERFLOW, RECOVERED, EventRecord
-from fusenotify.protocol import DIR, LOCAL_ORIGIN, REMOTE_ORIGIN, SUBTREE, AddMark
-from fusenotify.queue import DEFAULT_LIMIT, Batch, Queue
+from fusenotify.events import ALWAYS, OVERFLOW, UNMOUNT, USES, EventRecord
+from fusenotify.group import MOST_MARKS, Debt, Group
+from fusenotify.identity import InodeKey
+from fusenotify.marks import ANY_ORIGIN, Mark, MarkedPlaces, Place, Ways
+from fusenotify.naming import Anonymous, Identifies, named
+from fusenotify.pinned import NOTHING, Ended, Pin, PinnedFiles, Sighting
+from fusenotify.protocol import DIR, FILESYSTEM, INODE, SUBTREE, AddMark
+from fusenotify.queue import DEFAULT_LIMIT, Batch
 from fusenotify.status import QueueStatus
-from fusenotify.tree import ROOT_PATH, Directory, Tree
+from fusenotify.tree import Directory, Tree
+from fusenotify.uses import AskedUses
 
 MOST_GROUPS_PER_UID: Final = 1024
-MOST_MARKS: Final = 8192
 MOST_EVENTS: Final = 1 << 20  # in a queue, but for the daemon's user and root
 MOST_UIDS: Final = 1024  # in a mark
-_ANY_ORIGIN: Final = LOCAL_ORIGIN | REMOTE_ORIGIN
-
-
-@dataclass(slots=True)
-class Mark:
-    """A group's interest in one directory: an object, so it follows that directory through renames.
-
-    Attributes:
-        number: what the client calls it.
-        directory: the marked directory.
-        subtree: whether it reaches below the directory's own entries.
-        kinds: bits of `Kind`; overflow and unmount are always among them.
-        origins: LOCAL_ORIGIN, REMOTE_ORIGIN or both.
-        exclude_pid: a process whose changes are of no interest.
-        uids: the users whose changes are of interest; None for everybody's.
-    """
-
-    number: int
-    directory: Directory
-    subtree: bool
-    kinds: int
-    origins: int
-    exclude_pid: int | None
-    uids: frozenset[int] | None
-
-    def covers(self, path: bytes | None) -> bool:
-        """Whether a path lies in the mark's reach: an entry of the directory, or anything below it."""
-        if path is None or self.directory.gone:
-            return False
-        prefix = self.directory.prefix
-        if not path.startswith(prefix) or path == ROOT_PATH:
-            return False
-        return self.subtree or b"/" not in path[len(prefix) :]
-
-    def wants(self, record: EventRecord) -> bool:
-        """Whether kind, origin and maker of an event are asked for."""
-        origin = LOCAL_ORIGIN if record.flags & LOCAL else REMOTE_ORIGIN
-        return (
-            bool(record.kind & self.kinds)
-            and bool(origin & self.origins)
-            and (self.exclude_pid is None or record.pid != self.exclude_pid)
-            and (self.uids is None or record.uid in self.uids)
-        )
-
-    @property
-    def takes_everything(self) -> bool:
-        """Whether there is nothing that this mark would leave out."""
-        return (
-            self.directory.is_root
-            and self.subtree
-            and self.kinds & events.DEFAULT == events.DEFAULT
-            and self.origins == _ANY_ORIGIN
-            and self.exclude_pid is None
-            and self.uids is None
-        )
-
-
-@dataclass(slots=True)
-class Debt:
-    """What is in a directory and is still to be told to a group, which knows nothing of it or has asked for it anew.
-
-    Attributes:
-        group: the group.
-        directory: the directory; it may have been renamed again.
-        cause: the rename that brought it into the group's reach; of what was asked for, a stand-in.
-        tries: how often it could not be looked at.
-    """
-
-    group: "Group"
-    directory: Directory
-    cause: EventRecord
-    tries: int = 0
-
-
-class Group:
-    """One listener: marks, and the queue of what they let through.
-
-    Attributes:
-        uid: the user who opened it.
-        base: the directory below which it sees anything, and which its paths are relative to.
-        queue: what it has not read.
-        on_queued: called when something was queued.
-        on_debts: called when it has become possible to pay debts, or to go on with it.
-    """
-
-    def __init__(self, uid: int, tree: Tree, base: Directory, limit: int, debts: deque[Debt]) -> None:
-        self.uid = uid
-        self.base = base
-        self.queue = Queue(limit)
-        self.on_queued: Callable[[], None] = lambda: None
-        self.on_debts: Callable[[], None] = lambda: None
-        self._tree = tree
-        self._debts = debts
-        self._deferred: list[Debt] = []  # debts that wait for room in the queue
-        self._recounted: set[Directory] = set()  # what was asked for and has not been told yet
-        self._marks: dict[int, Mark] = {}
-        self._undivided: int | None = None  # the number of the one mark that takes everything
-
-    @property
-    def marks(self) -> int:
-        """How many marks there are."""
-        return len(self._marks)
-
-    def add(self, mark: Mark) -> None:
-        """Add a mark, or change the one that has this number."""
-        if mark.number not in self._marks and len(self._marks) >= MOST_MARKS:
-            raise LimitReached(f"a group can have {MOST_MARKS} marks; one mark on a directory above covers them all")
-        self._marks[mark.number] = mark
-        self._note_marks()
-
-    def remove(self, number: int) -> None:
-        """Remove a mark."""
-        if self._marks.pop(number, None) is None:
-            raise UsageError(f"this group has no mark {number}")
-        self._note_marks()
-
-    def recount(self, number: int, path: bytes | None, seq: int, time_ns: int) -> None:
-        """Owe the group everything that is in a mark's reach, or what of it is below a path, if that is still there.
-
-        Raises:
-            UsageError: there is no such mark.
-        """
-        mark = self._marks.get(number)
-        if mark is None:
-            raise UsageError(f"this group has no mark {number}")
-        start = self._tree.find(path, self.base) if path is not None else None
-        if start is None or not start.is_below(mark.directory):
-            start = mark.directory
-        cause = EventRecord(seq, time_ns, events.CREATE, 0, start.path)
-        for directory in start.below() if mark.subtree else (start,):
-            if directory not in self._recounted:  # however often it is asked for, it is owed once
-                self._recounted.add(directory)
-                self._debts.append(Debt(self, directory, cause))
-        self.on_debts()
-
-    def defer(self, debt: Debt, count: int) -> bool:
-        """Put a debt off if there is no room for so many events; return whether there is none.
-
-        What a queue could never hold is told as far as it goes.
-        """
-        if len(self.queue) + count <= self.queue.limit or not len(self.queue):
-            return False
-        self._deferred.append(debt)
-        return True
-
-    def write_off(self, debt: Debt) -> None:
-        """Take note that a debt is not owed any more."""
-        self._recounted.discard(debt.directory)
-
-    def note_room(self) -> None:
-        """Have debts paid that were put off, once half of the queue has been read."""
-        if self._deferred and len(self.queue) * 2 <= self.queue.limit:
-            self._debts.extend(self._deferred)
-            self._deferred.clear()
-            self.on_debts()
-
-    def _note_marks(self) -> None:
-        marks = list(self._marks.values())
-        whole = len(marks) == 1 and marks[0].takes_everything and self.base.is_root
-        self._undivided = marks[0].number if whole else None
-
-    def publish(self, batch: Batch) -> None:
-        """Queue what of a batch the marks let through."""
-        if not self._marks:
-            return
-        waiting = len(self.queue)
-        first = batch.records[0]
-        if first.kind == OVERFLOW:  # it comes alone (see `translation`)
-            self.queue.push_overflow(first.seq, first.time_ns, first.reason)
-        elif self._undivided is not None:
-            self.queue.push(self._undivided, batch)
-        else:
-            self._push_selected(batch.records)
-        if len(self.queue) > waiting:
-            self.on_queued()
-
-    def _push_selected(self, records: Sequence[EventRecord]) -> None:
-        run: list[EventRecord] = []
-        run_mark = 0
-        for record in records:
-            for mark, selected in self._select(record):
-                if mark != run_mark and run:
-                    self.queue.push(run_mark, Batch(run))
-                    run = []
-                run_mark = mark
-                run.append(selected)
-        if run:
-            self.queue.push(run_mark, Batch(run))
-
-    def _select(self, record: EventRecord) -> Iterator[tuple[int, EventRecord]]:
-        """Yield (mark, event as this group may see it) of one event, and what follows from it for this group alone."""
-        if record.kind & ALWAYS:
-            yield 0, record
-            return
-        if record.path == ROOT_PATH:
-            marks = [mark for mark in self._marks.values() if mark.directory.is_root]
-        else:
-            marks = [mark for mark in self._marks.values() if mark.covers(record.path) or mark.covers(record.old_path)]
-        if not marks or (record.path == ROOT_PATH and not self.base.is_root):
-            return
-        path = record.path if record.path == ROOT_PATH else self._visible(record.path, marks)
-        old_path = self._visible(record.old_path, marks)
-        if path is None and old_path is None:
-            return
-        if record.flags & EXCHANGE and None in (path, old_path):
-            for rename in self._renames_of(record, here_is_old=path is None):
-                yield from self._select(rename)
-            return
-        taker = next((mark for mark in marks if mark.wants(record)), None)
-        if taker is not None:
-            yield taker.number, self._as_seen(record, path, old_path)
-            if record.flags & EXCHANGE and any(debt.group is self for debt in self._debts):
-                yield from ((taker.number, both) for both in self._introduced(record, path, old_path))
-        is_new = path is not None and old_path is None and record.old_path is not None
-        if is_new and record.flags & IS_DIR and any(mark.subtree for mark in marks):
-            assert record.old_path is not None
-            directory = self._tree.find(record.old_path)  # the tree is still the one before
-            if directory is not None:
-                # Each by itself: before it is paid, what is below may have changed places with something else.
-                self._debts.extend(Debt(self, below, record) for below in directory.below())
-
-    def _renames_of(self, record: EventRecord, *, here_is_old: bool) -> tuple[EventRecord, EventRecord]:
-        """Return what an exchange across the border is to those on this side: one thing goes out, another comes in."""
-        one_is_dir = record.flags & IS_DIR
-        other_is_dir = IS_DIR if record.flags & OTHER_IS_DIR else 0
-        one = (record.old_path, record.path, one_is_dir)
-        other = (record.path, record.old_path, other_is_dir)
-        out, into = (
-            EventRecord(
-                record.seq, record.time_ns, record.kind, record.flags & LOCAL | is_dir, new, old, record.pid, record.uid
-            )
-            for old, new, is_dir in ((one, other) if here_is_old else (other, one))
-        )
-        return out, into
-
-    def _introduced(
-        self, record: EventRecord, path: bytes | None, old_path: bytes | None
-    ) -> tuple[EventRecord, EventRecord]:
-        """Return what tells of both sides of an exchange to who may not have heard of the names yet."""
-        flags = record.flags & LOCAL | RECOVERED
-        other_is_dir = IS_DIR if record.flags & OTHER_IS_DIR else 0
-        one, other = (
-            EventRecord(record.seq, record.time_ns, events.CREATE, flags | is_dir, name, None, record.pid, record.uid)
-            for name, is_dir in ((path, record.flags & IS_DIR), (old_path, other_is_dir))
-        )
-        return one, other
-
-    def pay(self, debt: Debt, entries: Iterable[tuple[bytes, bool]]) -> None:
-        """Queue a create for every entry of a directory that has come into reach, as far as the marks want to know."""
-        self.write_off(debt)
-        cause, prefix = debt.cause, debt.directory.prefix
-        flags = cause.flags & LOCAL | RECOVERED
-        records = [
-            EventRecord(
-                cause.seq, cause.time_ns, events.CREATE, flags | (IS_DIR if is_dir else 0), prefix + name, None,
-                cause.pid, cause.uid,
-            )
-            for name, is_dir in entries
-        ]  # fmt: skip
-        if records:
-            self.publish(Batch(records))
-
-    def _visible(self, path: bytes | None, marks: list[Mark]) -> bytes | None:
-        """Return a path as the group may see it: None outside its base and outside all its marks."""
-        if path is None or self.base.gone or not any(mark.covers(path) for mark in marks):
-            return None
-        prefix = self.base.prefix
-        return path[len(prefix) :] if path.startswith(prefix) else None
-
-    def _as_seen(self, record: EventRecord, path: bytes | None, old_path: bytes | None) -> EventRecord:
-        if path == record.path and old_path == record.old_path:
-            return record
-        return EventRecord(
-            record.seq, record.time_ns, record.kind, record.flags, path, old_path, record.pid, record.uid
-        )
+_MOST_PINNED: Final = 1 << 14  # marked files, each of which is a descriptor
+_SCOPES: Final = (INODE, DIR, SUBTREE, FILESYSTEM)
 
 
 class Groups:
@@ -301,16 +32,38 @@ class Groups:
     Attributes:
         debts: what has come into some group's reach and is still to be told.
         on_debts: called when there are new ones that no event announces.
+        uses: where uses of files are asked for.
     """
 
-    def __init__(self, tree: Tree, owner: int, watch_other: bool) -> None:
-        """Start without groups; subtrees are for root and `owner`, unless `watch_other`."""
+    def __init__(
+        self,
+        tree: Tree,
+        owner: int,
+        watch_other: bool,
+        look: Callable[[bytes], InodeKey | None],
+        identifier: Identifies | None = None,
+        most_pinned: int = _MOST_PINNED,
+    ) -> None:
+        """Start without groups; subtrees are for root and `owner`, unless `watch_other`.
+
+        `look` tells what is at a path now, `identifier` finds handles; at most `most_pinned` files can be marked.
+        """
         self.debts: deque[Debt] = deque()
         self.on_debts: Callable[[], None] = lambda: None
         self._tree = tree
         self._owner = owner
         self._watch_other = watch_other
+        self._look = look
+        self._identifier = identifier or Anonymous()
         self._groups: dict[Group, None] = {}
+        self._files = PinnedFiles(tree, look, min(most_pinned, _MOST_PINNED))
+        self._places = MarkedPlaces(self._files)
+        self.uses = AskedUses(tree, self._files.files_in)
+        self._places.on_mark, self._places.on_unmark = self.uses.add, self.uses.remove
+        self._files.on_moved = lambda directory: self.uses.unsettle((directory,))
+        tree.on_placed = self.uses.unsettle
+        self._last = EventRecord(0, 0, OVERFLOW, 0, None)  # that was published: what happens to the tree is its doing
+        tree.on_leaving = self._end_marks_in
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -325,21 +78,74 @@ class Groups:
             raise LimitReached(f"a queue of user {uid} can hold {MOST_EVENTS} events, not {limit}")
         if uid != 0 and sum(group.uid == uid for group in self._groups) >= MOST_GROUPS_PER_UID:
             raise LimitReached(f"user {uid} has {MOST_GROUPS_PER_UID} groups open, which is the limit; close some")
-        group = Group(uid, self._tree, base, limit or DEFAULT_LIMIT, self.debts)
+        group = Group(uid, self._tree, base, limit or DEFAULT_LIMIT, self.debts, self._places)
+        group.identifier = self._identifier
         group.on_debts = self.on_debts
         self._groups[group] = None
         return group
 
+    def expect_handles(self) -> None:
+        """Begin to take note of what handles of events take; a mark that wants them comes soon."""
+        self._identifier.expect()
+
     def close(self, group: Group) -> None:
         """Remove a group and forget what it has not read."""
+        group.remove_all()
         self._groups.pop(group, None)
 
     def publish(self, records: list[EventRecord]) -> None:
         """Queue some events for everybody whose marks let them through."""
-        if records and self._groups:
-            batch = Batch(records)
-            for group in self._groups:
-                group.publish(batch)
+        if not records:
+            return
+        self._last = records[-1]
+        if not self._groups:
+            return
+        batch, ways = Batch(records), Ways(self._tree)
+        sightings = [self._files.sight(record) for record in records] if self._files else None
+        if self._places.handles:
+            self._publish_named(records, ways, sightings)
+        usual = [record for record in records if not record.kind & USES] if self.uses else records
+        undivided = batch if len(usual) == len(records) else Batch(usual)
+        for group in self._groups:
+            if not group.wants_handles:
+                group.publish(batch, undivided, ways, sightings)
+
+    def _publish_named(self, records: list[EventRecord], ways: Ways, sightings: Sequence[Sighting] | None) -> None:
+        """Queue events for the groups that ask for handles; such a group has no undivided batches."""
+        known = self._identifier.identify(records)
+        batch = Batch(list(map(named, records, known)))
+        seen = [
+            sighting._replace(other_handle=one.other)
+            for sighting, one in zip(sightings or [NOTHING] * len(records), known, strict=True)
+        ]
+        for group in self._groups:
+            if group.wants_handles:
+                group.publish(batch, batch, ways, seen)
+
+    # --- objects that leave the tree ---------------------------------------------------------------------------------
+
+    def _end_marks_in(self, leaving: list[Directory]) -> None:
+        """End the marks on directories that leave the tree, and on files that leave it with them."""
+        ended = [(directory, directory.path) for directory in leaving if directory in self._places]
+        for directory, path in ended:
+            self._end(directory, path)
+        self._end_files(self._files.leave(leaving))
+
+    def look_again(self) -> None:
+        """Find out which marked files have left the tree unheard, when it has been compared after an overflow."""
+        self._end_files(self._files.look_again())
+
+    def _end_files(self, ended: Iterable[Ended]) -> None:
+        for file, path in ended:
+            self._end(file, path)
+
+    def _end(self, place: Place, path: bytes | None) -> None:
+        if self._last.kind == UNMOUNT:
+            return  # nothing comes after that
+        for group in self._groups:
+            group.end(place, path, self._last)
+
+    # --- requests ----------------------------------------------------------------------------------------------------
 
     def report(self) -> list[QueueStatus]:
         """Return the groups in figures, those first that have most to read."""
@@ -371,43 +177,75 @@ class Groups:
             raise LimitReached(f"user {uid} has {MOST_MARKS} marks, which is the limit; mark a directory above instead")
 
     def check_reach(self, uid: int, scope: str) -> None:
-        """Refuse a subtree to whom it is not meant for.
+        """Refuse more than single objects and directories to whom that is not meant for.
 
         Raises:
             NotPermitted: names below a directory would be told to somebody who may not read them.
         """
-        if scope == SUBTREE and uid not in (0, self._owner) and not self._watch_other:
+        if scope in (SUBTREE, FILESYSTEM) and uid not in (0, self._owner) and not self._watch_other:
             raise NotPermitted(
-                "watching a subtree is for the daemon's user and root, as it tells names in directories that others "
-                "may not read; watch single directories, or mount with -o watch_other"
+                f"a mark with the scope {scope} is for the daemon's user and root, as it tells names in directories "
+                "that others may not read; watch single directories, or mount with -o watch_other"
             )
 
-    def make_mark(self, group: Group, request: AddMark) -> Mark:
-        """Turn a request into a mark on a directory of the tree as it is now.
+    def mark(self, group: Group, request: AddMark, found: Pin) -> bool:
+        """Add the mark that is asked for, to what its user may read at the path of the request.
+
+        Args:
+            group: who asks.
+            request: for what.
+            found: what was there when the user's rights were checked; it stays the caller's.
+
+        Returns:
+            False where another object is there in the tree as it is now.
 
         Raises:
-            UsageError: there is no such directory, or the request makes no sense.
+            UsageError: there is no such object, or the request makes no sense.
+            LimitReached: the group has too many marks, too many users are named, or too many files marked.
         """
-        if request.scope not in (SUBTREE, DIR):
-            raise UsageError(f"{request.scope!r} is no scope; the scopes are {SUBTREE} and {DIR}")
-        if not request.origins & _ANY_ORIGIN:
-            raise UsageError("a mark needs at least one origin")
-        if unheard := request.kinds & ~events.DEFAULT:
-            names = [events.kind_name(kind) for kind in map(int, events.Kind) if kind & unheard]
-            raise UsageError(f"these kinds cannot be asked for yet: {', '.join(names) or hex(unheard)}")
-        if request.uids is not None and len(request.uids) > MOST_UIDS:
-            raise LimitReached(f"a mark can name {MOST_UIDS} users, not {len(request.uids)}; name none to hear of all")
-        directory = None if b".." in request.path.split(b"/") else self._tree.find(request.path, group.base)
-        if directory is None or directory.gone:
-            raise UsageError(
-                f"{os.fsdecode(request.path)} is no directory of the tree (single files cannot be marked yet)"
+        _check(request)
+        if group.base.gone:
+            raise UsageError("the directory that was opened is gone, and no directory below it can be marked")
+        place: Place | None = None
+        path = path_of(group.base, request.path)
+        directory = self._tree.find(path)
+        if request.scope == FILESYSTEM:
+            pass
+        elif directory is not None:
+            if directory.key != found.key or directory.gone:
+                return False
+            place = directory
+        elif request.scope != INODE:
+            raise UsageError(f"{os.fsdecode(request.path)} is no directory of the tree; files have the scope {INODE}")
+        group.check_room(request.mark)
+        if directory is None and request.scope == INODE:
+            above, _, name = path.rpartition(b"/")
+            directory = self._tree.find(above)
+            if directory is None or self._look(path) != found.key:
+                return False
+            place = self._files.pin(directory, name, found)
+        uids = None if request.uids is None else frozenset(request.uids)
+        group.add(
+            Mark(
+                request.mark, place, request.scope, request.kinds | ALWAYS, request.origins, request.exclude_pid, uids,
+                request.oneshot, request.handles,
             )
-        return Mark(
-            number=request.mark,
-            directory=directory,
-            subtree=request.scope == SUBTREE,
-            kinds=request.kinds | ALWAYS,
-            origins=request.origins,
-            exclude_pid=request.exclude_pid,
-            uids=None if request.uids is None else frozenset(request.uids),
-        )
+        )  # fmt: skip
+        return True
+
+
+def path_of(base: Directory, path: bytes) -> bytes:
+    """Return the path below the root of what a client calls by a path below its base."""
+    names = [name for name in path.split(b"/") if name not in (b"", b".")]
+    return base.prefix + b"/".join(names) if names else base.path
+
+
+def _check(request: AddMark) -> None:
+    if request.scope not in _SCOPES:
+        raise UsageError(f"{request.scope!r} is no scope; the scopes are {', '.join(_SCOPES)}")
+    if not request.origins & ANY_ORIGIN:
+        raise UsageError("a mark needs at least one origin")
+    if unknown := request.kinds & ~events.ALL:
+        raise UsageError(f"these are bits of no kind: {unknown:#x}")
+    if request.uids is not None and len(request.uids) > MOST_UIDS:
+        raise LimitReached(f"a mark can name {MOST_UIDS} users, not {len(request.uids)}; name none to hear of all")

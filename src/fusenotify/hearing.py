@@ -7,7 +7,7 @@ on other filesystems are heard in the client's own process.
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import anyio
@@ -17,7 +17,8 @@ from fusenotify.claims import Claims
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import LocalOperation
 from fusenotify.events import EventRecord
-from fusenotify.groups import Debt, Groups
+from fusenotify.group import Debt
+from fusenotify.groups import Groups
 from fusenotify.joiner import Item, Joiner
 from fusenotify.recovery import Recovery
 from fusenotify.renames import LostTrackError
@@ -45,6 +46,7 @@ class Hearing:
 
     Attributes:
         before_crawl: awaited before the whole tree is looked at.
+        settle_watches: has what marks ask for heard of (see `attention`), step by step.
         latency: how long events took from being read from the kernel until queued.
     """
 
@@ -68,6 +70,7 @@ class Hearing:
         self._crawler = crawler
         self._exchanges = translator.exchanges
         self.before_crawl: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
+        self.settle_watches: Callable[[], Iterable[None]] = tuple
         self._groups = groups
         self.latency = Histogram()
         self._read_at = time.monotonic()  # when what is being told was read from the kernel
@@ -149,6 +152,11 @@ class Hearing:
         self._work.set()
         await done.wait()
 
+    async def attend(self) -> None:
+        """Return when the watches hear of everything that the marks ask for."""
+        for _ in self.settle_watches():
+            await self._take_turns()
+
     def _wake(self) -> None:
         self._work.set()
 
@@ -183,6 +191,7 @@ class Hearing:
             if self._recovery.told_to > self._processed:
                 self._finish(self._recovery.told_to)
             await self._take_turns()
+        self._groups.look_again()
         if self._recovery.root_gone:
             for records in self._translator.end():
                 self._publish(records)
@@ -216,6 +225,7 @@ class Hearing:
                 self._read_at = self._watcher.read_at(end)
                 await self._pass_on(self._joiner.feed(events))
                 self._passed_on = end
+                await self.attend()
                 await self._pay_debts()
                 self._finish(end)
             self._passed_on = max(self._passed_on, position)  # what does not concern the tree has a position too
@@ -223,6 +233,7 @@ class Hearing:
                 await self._await_partner()
                 continue
             self._patience = None
+            await self.attend()
             await self._pay_debts()
             if not self._stream.has_unread:  # though positions may have grown, by what does not concern the tree
                 self._finish(position)

@@ -10,9 +10,12 @@ import struct
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+IN_ACCESS: Final = 0x1
 IN_MODIFY: Final = 0x2
 IN_ATTRIB: Final = 0x4
 IN_CLOSE_WRITE: Final = 0x8
+IN_CLOSE_NOWRITE: Final = 0x10
+IN_OPEN: Final = 0x20
 IN_MOVED_FROM: Final = 0x40
 IN_MOVED_TO: Final = 0x80
 IN_CREATE: Final = 0x100

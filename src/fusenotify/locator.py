@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from fusenotify.backing import Backing, Found, as_user, check_readable
+from fusenotify.backing import Backing, Found, as_user, find_readable
 from fusenotify.callers import Credentials
 from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.errors import NotPermitted, StaleHandle, UsageError
@@ -116,9 +116,9 @@ class Locator:
             guesses.append(directory.path)
         return guesses
 
-    async def check_readable(self, path: bytes, user: Credentials) -> InodeKey:
-        """Check that a user may read the directory at a path; see `backing.check_readable`."""
-        return await self._in_thread(user, functools.partial(check_readable, self._backing, path, *user))
+    async def find_readable(self, path: bytes, user: Credentials) -> Found:
+        """Look up what a user may read at a path; see `backing.find_readable`."""
+        return await self._in_thread(user, functools.partial(find_readable, self._backing, path, *user))
 
     async def _find(self, path: bytes, user: Credentials) -> Found:
         def find() -> Found:

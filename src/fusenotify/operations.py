@@ -287,7 +287,9 @@ class Operations(pyfuse3.Operations):
             return self._files.read(fh, off, size)
         data = self._files.read_at_once(fh, off, size)
         if data is None:
-            return await self._loop.park(self._files.user_of(fh), self._files.read, fh, off, size)
+            if self._files.tells_reads:
+                return await self._change_open(fh, self._files.read, off, size)
+            return await self._loop.park(self._files.user_of(fh), self._files.read_slowly, fh, off, size)
         return data
 
     @answering

@@ -15,7 +15,7 @@ import pyfuse3
 from fusenotify import _linux, events
 from fusenotify._linux import proc_path
 from fusenotify.attributes import answer_of, change, entry_of, has_names, raised_by
-from fusenotify.echoes import Expectation
+from fusenotify.echoes import Expectation, opened_by_us
 from fusenotify.inodes import Node
 from fusenotify.nodes import Nodes
 from fusenotify.recorder import Recorder
@@ -195,7 +195,7 @@ class Passthrough:
             for kind, most, optional in raised_by(fields)
         ]
         if fields.update_size and open_fd is None:  # see attributes._truncate
-            expectations.append(Expectation(events.CLOSE_WRITE, at, inode=node.key, optional=True, silent=True))
+            expectations += opened_by_us(at, node.key)
         with self._nodes.descriptor(node) as kept:
             fd = os.dup(kept)  # others may come between the system calls, and close what is only kept
         try:

@@ -1,5 +1,6 @@
 """One client as the daemon sees it, whatever carries its frames: requests in, answers and events out."""
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -10,10 +11,11 @@ from typing import Final
 import trio
 
 from fusenotify import protocol
+from fusenotify.backing import Found
 from fusenotify.callers import Credentials
 from fusenotify.errors import FusenotifyError, LimitReached, NotPermitted, ProtocolError, UsageError
-from fusenotify.groups import MOST_UIDS, Group, Groups
-from fusenotify.identity import InodeKey
+from fusenotify.group import Group
+from fusenotify.groups import MOST_UIDS, Groups, path_of
 from fusenotify.locator import Locator
 from fusenotify.protocol import (
     AddMark,
@@ -54,6 +56,7 @@ class Services:
         epoch: the run of the daemon.
         position: the current position in the history of changes.
         caught_up: waits until every change on the backing tree made before is queued.
+        attentive: waits until the watches hear of everything that the marks ask for.
         quiet: waits until every request of the mount made before is carried out.
         status: tells how the daemon is.
         sent: where it is noted how long events took from being told until handed to a client.
@@ -64,6 +67,7 @@ class Services:
     epoch: str
     position: Callable[[], int]
     caught_up: Callable[[], Awaitable[None]]
+    attentive: Callable[[], Awaitable[None]]
     quiet: Callable[[], Awaitable[None]]
     status: Callable[[], Status]
     sent: Histogram
@@ -168,6 +172,7 @@ class Peer:
                 return await self._mark(self._group, request)
             case RemoveMark():
                 self._group.remove(request.mark)
+                await self._services.attentive()
             case Recount():
                 _check_path(request.path or b"")
                 await self._services.caught_up()
@@ -196,35 +201,37 @@ class Peer:
         _check_lengths(request)
         self._services.groups.check_reach(self._credentials.uid, request.scope)
         self._services.groups.check_room(self._credentials.uid)
+        if request.handles:
+            self._services.groups.expect_handles()
         for _ in range(_MARK_ATTEMPTS):
-            readable = await self._readable(request)
-            await self._services.caught_up()
-            mark = self._services.groups.make_mark(group, request)
-            if mark.directory.key == readable:
-                group.add(mark)
-                return Done(request.request, self._services.position())
+            with contextlib.closing(await self._readable(request)) as found:
+                await self._services.caught_up()
+                if self._services.groups.mark(group, request, found):
+                    await self._services.attentive()
+                    return Done(request.request, self._services.position())
         raise NotPermitted(
-            f"user {self.uid} gets no mark on {request.path!r}: each time that its rights were checked, another "
-            "directory was there; try again when nobody renames directories on the way to it"
+            f"user {self.uid} gets no mark on {request.path!r}: each time that its rights were checked, something "
+            "else was there; try again when nobody renames anything on the way to it"
         )
 
-    async def _readable(self, request: AddMark) -> InodeKey | None:
-        """Return which directory it is that the user may read at the path of a request; None if there is none.
+    async def _readable(self, request: AddMark) -> Found:
+        """Return what the user may read at the path of a request.
 
-        Rights are checked by path, and somebody may swap a directory that is readable for the one that is marked: the
+        Rights are checked by path, and somebody may swap an object that is readable for the one that is marked: the
         two have to be the same.
 
         Raises:
             NotPermitted: what is at the path is not for this user.
+            UsageError: there is nothing.
         """
-        names = [name for name in request.path.split(b"/") if name not in (b"", b".")]
-        path = self._base.prefix + b"/".join(names) if names else self._base.path
+        if b"\0" in request.path or b".." in request.path.split(b"/"):
+            raise UsageError(f"{request.path!r} is no path below the place that was opened")
         try:
-            return await self._services.locator.check_readable(path, self._credentials)
+            return await self._services.locator.find_readable(path_of(self._base, request.path), self._credentials)
         except PermissionError as error:
             raise NotPermitted(f"user {self.uid} cannot read {request.path!r}: {error.strerror}") from error
-        except OSError:
-            return None
+        except OSError as error:
+            raise UsageError(f"there is no {request.path!r} in the tree: {error.strerror}") from error
 
     def _answer(self, message: protocol.Reply) -> None:
         self._answers.append(protocol.encode(message))

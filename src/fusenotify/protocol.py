@@ -30,8 +30,10 @@ MAX_FRAME: Final = 1 << 20  # bytes; more is not a request
 MAX_TEXT: Final = 1024  # bytes of an error's message, which may quote what the client sent
 _LENGTH: Final = struct.Struct("<I")
 
-SUBTREE: Final = "subtree"
+INODE: Final = "inode"
 DIR: Final = "dir"
+SUBTREE: Final = "subtree"
+FILESYSTEM: Final = "filesystem"
 LOCAL_ORIGIN: Final = 1
 REMOTE_ORIGIN: Final = 2
 

@@ -61,10 +61,13 @@ class Queue:
         """Return how many events wait, a waiting overflow event included."""
         return self._held + (self._overflow is not None)
 
-    def push(self, mark: int, batch: Batch) -> None:
-        """Append what there is room for, in order, and the overflow event for the rest."""
-        room = self.limit - self._held
-        if len(batch) <= room:
+    def push(self, mark: int, batch: Batch, *, always: bool = False) -> None:
+        """Append what there is room for, in order, and the overflow event for the rest.
+
+        What comes only once for each mark, as its end, may always be appended: so much more it can be.
+        """
+        room = max(self.limit - self._held, 0)
+        if always or len(batch) <= room:
             self._items.append((mark, batch))
             self._held += len(batch)
             return
@@ -102,3 +105,8 @@ class Queue:
             self._overflow = None
         else:
             self._held -= len(batch)
+
+    def drop(self, mark: int) -> None:
+        """Remove what waits for a mark that nobody wants any more."""
+        self._items = deque((number, batch) for number, batch in self._items if number != mark)
+        self._held = sum(len(batch) for _, batch in self._items if batch is not self._overflow)

@@ -13,6 +13,7 @@ from fusenotify.changes import Changes
 from fusenotify.echoes import STILL_OPEN, Expectation, LocalOperation, Name
 from fusenotify.hearing import Hearing
 from fusenotify.inodes import Node
+from fusenotify.uses import AskedUses
 from fusenotify.watchers.watcher import Watcher
 
 
@@ -20,8 +21,14 @@ class Recorder:
     """Brackets the system calls of operations, and knows who made them."""
 
     def __init__(
-        self, watcher: Watcher, hearing: Hearing, changes: Changes, is_anyone_listening: Callable[[], bool]
+        self,
+        watcher: Watcher,
+        hearing: Hearing,
+        changes: Changes,
+        is_anyone_listening: Callable[[], bool],
+        uses: AskedUses,
     ) -> None:
+        self._uses = uses
         self._watcher = watcher
         self._hearing = hearing
         self._changes = changes
@@ -58,6 +65,18 @@ class Recorder:
             operation.end = self._watcher.drain()
             self._hearing.wake()
         self._noted = expectations
+
+    def is_asked_for(self, uses: int) -> bool:
+        """Whether uses of files (open, access, close_nowrite) are asked for somewhere."""
+        return bool(self._uses.kinds & uses)
+
+    def use(
+        self, use: int, node: Node, pid: int | None, uid: int | None
+    ) -> contextlib.AbstractContextManager[list[Expectation]]:
+        """Bracket a use of a file, where such uses are asked for; the block clears the list if it was none."""
+        if not self.is_asked_for(use):
+            return contextlib.nullcontext([])
+        return self.operation([Expectation(use, self.memory_of(node), inode=node.key)], pid, uid)
 
     def name(self, directory: Node, name: bytes) -> Name:
         """Return a directory entry as the watcher will tell of it."""

@@ -71,13 +71,19 @@ class _Positions:
 
 
 class Stream:
-    """Takes what the watcher has read, and knows which directories are about to leave their names."""
+    """Takes what the watcher has read, and knows which directories are about to leave their names.
+
+    Attributes:
+        notes_names: whether it knows that of everything else as well (see `leaves`).
+    """
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._parsed_to = 0
         self._parsed: deque[tuple[int, list[RawEvent]]] = deque()
         self._leaving: dict[tuple[int, bytes], _Positions] = {}
+        self.notes_names = False
+        self._last_left: dict[tuple[int, bytes], int] = {}  # where in the stream that was, or will be
         self._self_moves: dict[int, _Positions] = {}  # by wd
         self._moved: deque[tuple[int, int]] = deque()  # (position, wd) of all of them
 
@@ -118,6 +124,10 @@ class Stream:
         if not positions:
             del self._leaving[wd, name]
 
+    def leaves(self, wd: int, name: bytes, after: int) -> bool:
+        """Whether anything leaves a name in what was read, from a position on; known if `notes_names` is set."""
+        return self._last_left.get((wd, name), -1) >= after
+
     def has_moved(self, wd: int, after: int, place: tuple[int, bytes] | None = None) -> bool:
         """Whether a watched directory moves behind a position, at a `place` (wd, name) before anything leaves that."""
         self.look_ahead()
@@ -135,6 +145,8 @@ class Stream:
             self._self_moves[wd].drop_first()
             if not self._self_moves[wd]:
                 del self._self_moves[wd]
+        if self._last_left and position >= self._parsed_to:
+            self._last_left.clear()
 
     def pending(self) -> Iterator[RawEvent]:
         """Yield what has been parsed and not been returned."""
@@ -165,6 +177,8 @@ class Stream:
         self._parsed_to, events = chunk
         has_self_moves = False
         for position, wd, mask, _, name, _ in events:
+            if self.notes_names and mask & _LEAVING:
+                self._last_left[wd, name] = position
             if mask & IN_ISDIR and mask & _LEAVING:
                 self._leaving.setdefault((wd, name), _Positions()).append(position)
             elif mask & IN_MOVE_SELF and wd != self._source.root_wd:

@@ -35,6 +35,7 @@ class Translator:
         tree: the watched directories as of the last item.
         exchanges: knows which renames belong together.
         overflows: how often the kernel's queue lost events.
+        position: right behind what has been told of the stream.
         root_gone: whether the backing root was deleted, moved or unmounted.
     """
 
@@ -52,6 +53,7 @@ class Translator:
         self.tree = tree
         self.overflows = 0
         self.root_gone = False
+        self.position = 0
         self._watcher = watcher
         self._stream = stream
         self._crawler = crawler
@@ -105,6 +107,7 @@ class Translator:
             if index % _TURN == 0:
                 yield self._teller.gathered() if self._teller.is_full else []
             self._stream.passes(item)
+            self.position = _end_of(item)
             came_in, self._came_in = self._came_in, None
             self._teller.by = None
             if self._claims:
@@ -112,6 +115,7 @@ class Translator:
             self._teller.by = author_of(item)
             if isinstance(item, Move):
                 partner = self.exchanges.partner(items, index)
+                self.position = _end_of(items[index if partner is None else partner])
                 if (yield from self._renames.on_rename(item, items[partner] if partner is not None else None)):
                     told.add(partner)
                 elif came_in is not None and self.exchanges.is_swap(came_in, item):
@@ -146,6 +150,8 @@ class Translator:
         if where is None:
             return  # it has left the tree
         directory, is_dir = where, bool(mask & joiner.IN_ISDIR)
+        if is_dir and kind & events.USES:
+            return  # of directories they may be our own
         if mask & joiner.FOUND:
             yield from self._on_found(directory, name, kind, is_dir)
             return
@@ -230,3 +236,8 @@ class Translator:
             else:
                 flags = IS_DIR if expectation.is_dir else 0
                 self._teller.tell(expectation.kind, directory.prefix + at.name or ROOT_PATH, operation, flags)
+
+
+def _end_of(item: Item) -> int:
+    """Return a position behind an item, and before whatever follows."""
+    return item.end if isinstance(item, Move) else item[0] + 1

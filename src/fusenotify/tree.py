@@ -4,7 +4,7 @@ The tree lags behind the filesystem by what is still unread, on purpose: a path 
 event's place in the order of changes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from fusenotify.identity import InodeKey
@@ -93,9 +93,16 @@ class Directory:
 
 
 class Tree:
-    """The root, and the maps that find a directory by watch descriptor and by inode."""
+    """The root, and the maps that find a directory by watch descriptor and by inode.
+
+    Attributes:
+        on_leaving: called with directories that are about to leave the tree, each of them still in its place.
+        on_placed: called with directories that have come to where they are.
+    """
 
     def __init__(self, root_key: InodeKey) -> None:
+        self.on_leaving: Callable[[list[Directory]], None] = lambda _: None
+        self.on_placed: Callable[[Iterable[Directory]], None] = lambda _: None
         self.root = Directory(None, b"", None, root_key)
         self.by_wd: dict[int, Directory] = {}
         self.by_key: dict[InodeKey, Directory] = {root_key: self.root}
@@ -129,9 +136,10 @@ class Tree:
 
     def detach(self, directory: Directory) -> list[Directory]:
         """Take a directory and all below it out of the tree and return them."""
+        gone = list(directory.below())
+        self.on_leaving(gone)
         if directory.parent is not None:
             directory.parent.children.pop(directory.name, None)
-        gone = list(directory.below())
         for one in gone:
             one.gone = True
             if one.wd is not None and self.by_wd.get(one.wd) is one:
@@ -171,6 +179,7 @@ class Tree:
         directory.name = name
         parent.children[name] = directory
         directory.forget_prefix()
+        self.on_placed(directory.below())
 
     def add(self, directory: Directory, parent: Directory, name: bytes) -> None:
         """Put a directory that is not in the tree under a name that is free."""
@@ -191,3 +200,13 @@ class Tree:
             if name not in (b"", b"."):
                 directory = directory.children.get(name)
         return directory
+
+    def way_to(self, path: bytes) -> tuple[list[Directory], Directory | None]:
+        """Return the directories from the root to the one at a path, as far as they are known, and that one itself."""
+        way = [self.root]
+        for name in path.split(b"/") if path else ():
+            below = way[-1].children.get(name)
+            if below is None:
+                return way, None
+            way.append(below)
+        return way, way[-1]

@@ -149,7 +149,8 @@ def _json_line(event: Event) -> str:
         f'{{"type":"event","target":{_text(_target(event))}'
         f',"kind":"{kind_name(record.kind)}","path":{_path(record.path)},"old_path":{_path(record.old_path)}'
         f',"exchange":{_BOOL[flags & EXCHANGE]},"is_dir":{_BOOL[flags & IS_DIR]}'
-        f',"origin":"{"local" if flags & LOCAL else "remote"}","handle":null,"parent":null,"old_parent":null'
+        f',"origin":"{"local" if flags & LOCAL else "remote"}","handle":{_text(record.handle)}'
+        f',"parent":{_text(record.parent)},"old_parent":{_text(record.old_parent)}'
         f',"cursor":"{event.cursor}","time":"{_time(record.time_ns)}","pid":{_number(record.pid)}'
         f',"uid":{_number(record.uid)},"recovered":{_BOOL[flags & RECOVERED]}{reason}}}\n'
     )

@@ -9,7 +9,7 @@ import anyio
 from fusenotify import protocol
 from fusenotify.client.marks import BATCH, Mark, Question, Source, only_one
 from fusenotify.errors import DaemonGone
-from fusenotify.events import OVERFLOW, RECOVERED, Event, EventRecord
+from fusenotify.events import IGNORED, OVERFLOW, RECOVERED, Event, EventRecord
 from fusenotify.protocol import (
     AddMark,
     Done,
@@ -84,7 +84,14 @@ class Connection:
 
         The mark is there before any event behind the answer is looked at, whichever task reads it.
         """
-        self._marking[self._requests + 1] = make
+        made: list[Mark] = []
+
+        def keep(answer: Done) -> Mark:
+            made.append(make(answer))
+            self.asked[message.mark] = message
+            return made[0]
+
+        self._marking[self._requests + 1] = keep
         try:
             await self.request(message)
         except anyio.get_cancelled_exc_class():
@@ -92,8 +99,7 @@ class Connection:
             raise
         finally:
             self._marking.pop(message.request, None)
-        self.asked[message.mark] = message
-        return self.marks[message.mark]
+        return made[0]  # which may have ended already
 
     async def unmark(self, mark: Mark) -> None:
         """Remove a mark; what waits for it is dropped."""
@@ -104,6 +110,7 @@ class Connection:
     async def _give_up(self, mark: int) -> None:
         """Remove a mark that nobody has come to know, without waiting for the answer."""
         self.marks.pop(mark, None)
+        self.asked.pop(mark, None)
         self._requests += 1
         self._abandoned.add(self._requests)
         with suppress(DaemonGone), anyio.move_on_after(_LAST_WORDS, shield=True):
@@ -192,6 +199,8 @@ class Connection:
         mark = self.marks.get(number) if number else only_one(self.marks)
         if mark is None and number:
             return []  # unmarked meanwhile
+        if number and (self.asked[number].oneshot or batch.records[-1].kind == IGNORED):
+            del self.marks[number], self.asked[number]  # it has ended
         return [Event(record, self.epoch, mark) for record in batch.records]
 
     def owed(self) -> list[int]:

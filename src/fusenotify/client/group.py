@@ -49,6 +49,7 @@ class Group:
         self._ready: deque[Event] = deque()
         self._waiting: set[anyio.CancelScope] = set()  # of those who wait for events, to be told of new sources
         self._numbers = 0
+        self._has_marked = False
         self._tasks: TaskGroup | None = None  # for what this process watches itself, and for who is to come back
 
     async def mark(  # noqa: PLR0913 - each says one thing of the mark
@@ -64,18 +65,21 @@ class Group:
         exclude_self: bool = False,
         uids: Collection[int] | None = None,
     ) -> Mark:
-        """Take an interest in an object: every change from the return of this call on is heard.
+        """Take an interest in an object: every change of it from the return of this call on is heard.
+
+        The mark is on the object, whatever it is called later. When that leaves the tree the mark ends, and `ignored`
+        tells of it whatever kinds were asked for.
 
         Args:
             target: a path, or `unix:PATH` for the root of a daemon's tree. A path on no fusenotify mount is watched by
                 this process itself; of mounts of ours below it nothing is told.
-            scope: `Scope.DIR` for the entries of a directory, `Scope.SUBTREE` for everything below it, `Scope.INODE`
-                for the object itself.
+            scope: `Scope.INODE` for the file or directory itself, `Scope.DIR` for the entries of a directory,
+                `Scope.SUBTREE` for everything below it, `Scope.FILESYSTEM` for the whole mount.
             kinds: what to hear of; overflow and unmount come in any case.
             origin: whose changes to hear of. On no mount of ours every change is local.
-            handles: whether events tell the handles of their objects.
+            handles: have `Event.handle`, `parent` and `old_parent` filled; on no mount of ours they stay None.
             ignore: patterns as in gitignore(5), relative to the target, of names that are as if they did not exist.
-            oneshot: whether the mark ends with its first event.
+            oneshot: end the mark with its first event.
             exclude_self: leave out what this process does through the mount.
             uids: only what these users do, where it is known.
 
@@ -91,6 +95,8 @@ class Group:
         if isinstance(resolved, LocalTarget):
             check_mark(resolved, scope, origin)
         patterns = _patterns(ignore, resolved.base) if ignore else None
+        # What is left out here as well cannot end a mark there (see `_end_oneshot`).
+        is_ended_there = patterns is None and not isinstance(resolved, LocalTarget)
         self._numbers += 1
         request = AddMark(
             request=0,
@@ -101,17 +107,19 @@ class Group:
             origins=_ORIGINS[origin],
             exclude_pid=os.getpid() if exclude_self else None,
             uids=None if uids is None else tuple(uids),
-            oneshot=oneshot,
+            oneshot=oneshot and is_ended_there,
             handles=handles,
         )
         key, source = await self._source(resolved, scope)
 
         def make(answer: Done) -> Mark:
             cursor = format_cursor(source.epoch, answer.seq)
-            return Mark(resolved.given, scope, kinds, origin, cursor, request.mark, key, patterns)
+            return Mark(resolved.given, scope, kinds, origin, cursor, request.mark, key, patterns, oneshot)
 
         try:
-            return await source.mark(request, make)
+            mark = await source.mark(request, make)
+            self._has_marked = True
+            return mark
         finally:
             await self._let_go(key, source)
 
@@ -130,6 +138,9 @@ class Group:
         except DaemonGone:
             if not self._reconnect:
                 raise
+        wanted = [event for event in self._ready if event.mark is not mark]
+        self._ready.clear()  # it stays the same one, which others wait to fill
+        self._ready.extend(wanted)
         await self._let_go(mark.source, source)
 
     async def _let_go(self, key: object, source: Source) -> None:
@@ -163,20 +174,22 @@ class Group:
 
         Raises:
             DaemonGone: the daemon has ended, and everything it told has been read.
-            UsageError: the group has no mark, so nothing could ever come, or it is not open.
+            UsageError: the group never had a mark, so nothing could ever come, or it is not open.
         """
         tasks = self._check_open()
         if self._ready:
             waiting = list(self._ready)
             self._ready.clear()
             return waiting
-        if not any(source.marks for source in self._sources.values()):
+        if not self._has_marked:
             raise UsageError("this group has no mark, so nothing can come; call `mark` first")
         while True:
             await self._take_what_is_there()
             if events := self._oldest(tasks):
                 return events
             await self._read_any()
+            if self._tasks is None:
+                raise anyio.ClosedResourceError
 
     async def _take_what_is_there(self) -> None:
         """Receive from others as well before what waits is handed on: who is always busy must not keep us from them."""
@@ -213,8 +226,24 @@ class Group:
             if source.has_news and source not in self._arrivals:
                 self._arrivals.append(source)
             if events:
-                return events
+                return self._end_oneshot(events, source, tasks)
         return []
+
+    def _end_oneshot(self, events: list[Event], source: Source, tasks: TaskGroup) -> list[Event]:
+        """Return the events of one mark, only the first if that ends the mark here."""
+        mark = events[0].mark
+        if not isinstance(mark, Mark) or not mark.oneshot or source.marks.get(mark.number) is not mark:
+            return events  # or it has ended there
+        if events[0].kind in (Kind.OVERFLOW, Kind.UNMOUNT):
+            return events  # of the whole source
+        del source.marks[mark.number]
+        tasks.start_soon(self._drop, mark, source)
+        return events[:1]
+
+    async def _drop(self, mark: Mark, source: Source) -> None:
+        with suppress(DaemonGone, UsageError):  # the source has gone, which is told elsewhere, or the mark has
+            await source.unmark(mark)
+        await self._let_go(mark.source, source)
 
     def _seen(self, event: Event, source: Source, tasks: TaskGroup) -> list[Event]:
         """Return what the ignore patterns of its mark leave of an event."""
@@ -232,6 +261,8 @@ class Group:
         with anyio.CancelScope() as waiting:  # what is read is not lost when it is cancelled
             self._waiting.add(waiting)
             try:
+                if not self._sources:
+                    await anyio.sleep_forever()
                 await self._read_first(tuple(self._sources.values()))
             finally:
                 self._waiting.remove(waiting)
@@ -329,6 +360,8 @@ class Group:
         """Hang up on every daemon."""
         tasks, self._tasks = self._check_open(), None
         tasks.cancel_scope.cancel()
+        for waiting in self._waiting:
+            waiting.cancel()
         # The tasks have nothing to do with the error of the block, which leaves it as it is.
         await tasks.__aexit__(None, None, None)
         while self._sources:

@@ -9,7 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Final
 
 import anyio
@@ -18,6 +18,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from msgspec.structs import replace
 
 from fusenotify.arrivals import Arrivals
+from fusenotify.attention import Attention
 from fusenotify.backing import Backing
 from fusenotify.claims import Claims
 from fusenotify.client.marks import BATCH, Mark, Question, Source, only_one
@@ -113,10 +114,14 @@ class LocalTree:
         self._translator = Translator(self._watcher, stream, crawler, exchanges, tree, claims, teller, arrivals)
         comparison = Comparison(backing, self._watcher, crawler, tree, snapshot, teller, arrivals)
         recovery = Recovery(self._watcher, stream, crawler, claims, self._translator, comparison)
-        self._groups = Groups(tree, owner=os.geteuid(), watch_other=False)
+        self._groups = Groups(tree, owner=os.geteuid(), watch_other=False, look=backing.key_beneath)
         self._hearing = Hearing(
             self._watcher, stream, self._translator, recovery, crawler, claims, self._groups, lambda function: function
         )
+        attention = Attention(backing, self._watcher, filesystems, self._groups.uses)
+        self._hearing.settle_watches = attention.settle
+        self._groups.uses.on_change = self._hearing.wake
+        self._backing = backing
         self._root = Root(backing, self._root_path, filesystems)
         self._hearing.before_crawl = self._keep_out_of_mounts
 
@@ -160,10 +165,12 @@ class LocalTree:
         match message:
             case AddMark():
                 await self._hearing.caught_up()
-                mark = self._groups.make_mark(self._group, message)
-                self._group.add(mark)
+                with closing(self._backing.find_root()) as root:
+                    self._groups.mark(self._group, message, root)
+                await self._hearing.attend()
             case RemoveMark(_, number):
                 self._group.remove(number)
+                await self._hearing.attend()
             case Recount(_, number, path):
                 await self._hearing.caught_up()
                 below = path.removeprefix(self._prefix) if path is not None else None

@@ -30,6 +30,7 @@ class Mark:
         number: what the group calls it.
         source: what its source is found by.
         ignore: what of its events is not handed on.
+        oneshot: whether it ends with its first event.
     """
 
     target: str
@@ -40,6 +41,7 @@ class Mark:
     number: int = field(repr=False)
     source: object = field(repr=False)
     ignore: "Ignore | None" = field(default=None, repr=False)
+    oneshot: bool = False
 
 
 class Source(Protocol):

@@ -7,6 +7,8 @@ filesystem is heard, the state directory included. What comes out are the raw ev
 - Positions count records, so FIONREAD brackets our own operations exactly.
 - What is in a directory is heard from when it is adopted; the directory itself, of which only it tells (with inotify
   the directory above does), from when a record or a listing shows it.
+- Uses of files (open, access, close_nowrite) are heard of on the whole filesystem while anybody asks for them, and
+  dropped where nobody does.
 - Unread records that are equal merge (`Standings`): names in doubt are looked at when all that was read has been told.
 """
 
@@ -20,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final
 
-from fusenotify import _fanotify, joiner
+from fusenotify import _fanotify, events, joiner
 from fusenotify._fanotify import Record
 from fusenotify.callers import user_of
 from fusenotify.errors import EnvironmentProblem
@@ -41,11 +43,20 @@ _UNKNOWN: Final = Author(None, None)
 # What one record may tell of an entry, in the order in which it most likely happened.
 _BITS: Final = (
     (_fanotify.FAN_CREATE, joiner.IN_CREATE),
+    (_fanotify.FAN_OPEN, joiner.IN_OPEN),
+    (_fanotify.FAN_ACCESS, joiner.IN_ACCESS),
     (_fanotify.FAN_MODIFY, joiner.IN_MODIFY),
     (_fanotify.FAN_ATTRIB, joiner.IN_ATTRIB),
     (_fanotify.FAN_CLOSE_WRITE, joiner.IN_CLOSE_WRITE),
+    (_fanotify.FAN_CLOSE_NOWRITE, joiner.IN_CLOSE_NOWRITE),
     (_fanotify.FAN_DELETE, joiner.IN_DELETE),
 )
+_USES: Final = {
+    events.OPEN: _fanotify.FAN_OPEN,
+    events.ACCESS: _fanotify.FAN_ACCESS,
+    events.CLOSE_NOWRITE: _fanotify.FAN_CLOSE_NOWRITE,
+}
+_ALL_USES: Final = _fanotify.FAN_OPEN | _fanotify.FAN_ACCESS | _fanotify.FAN_CLOSE_NOWRITE
 _NAMES: Final = _fanotify.FAN_CREATE | _fanotify.FAN_DELETE  # what changes a name's standing, but for renames
 
 
@@ -72,6 +83,7 @@ class FanotifyWatcher(Watcher):
         self._expected: dict[bytes, int] = {}  # directories that are about to be adopted
         self._expected_at: deque[tuple[int, bytes]] = deque()  # since which position
         self._last_wd = 0
+        self._uses_heard = 0  # FAN_* bits
         self._standings = Standings()
         self._buffer: deque[tuple[int, list[RawEvent]]] = deque()
         self._lengths: deque[tuple[int, int]] = deque()  # (position behind, count) of events that have not been told
@@ -194,6 +206,8 @@ class FanotifyWatcher(Watcher):
         if name == ITSELF and wd == self.root_wd:
             name = b""
         is_dir = mask & IN_ISDIR
+        if mask & _ALL_USES:
+            mask &= ~_ALL_USES | self._uses_in(wd)
         if mask & _NAMES:
             self._note_standing(record, (directory, name), number, until)
         elif not is_dir and self._standings.has_left((directory, name), target):
@@ -201,6 +215,10 @@ class FanotifyWatcher(Watcher):
         for place, (bit, kind) in enumerate(_BITS):
             if mask & bit:
                 yield number * _STRIDE + place, wd, kind | is_dir, 0, name, author
+
+    def _uses_in(self, wd: int) -> int:
+        key = self._keys.get(wd)
+        return _flags_of(self._uses.get(key, 0)) if key is not None else 0
 
     def _note_standing(self, record: Record, place: Place, number: int, until: int) -> None:
         is_dir = bool(record.mask & IN_ISDIR)
@@ -294,6 +312,15 @@ class FanotifyWatcher(Watcher):
         self._watched(key, wd)
         return wd
 
+    def _ask_for_uses(self, directory_fd: int, key: InodeKey) -> None:
+        """Have uses told of on the whole filesystem, until no directory asks for any."""
+        wanted = self._uses_heard | _flags_of(self._uses.get(key, 0)) if self._uses else 0
+        if more := wanted & ~self._uses_heard:
+            _fanotify.mark_filesystem(self._fd, self._root_fd, more)
+        if less := self._uses_heard & ~wanted:
+            _fanotify.unmark_filesystem(self._fd, self._root_fd, less)
+        self._uses_heard = wanted
+
     def unwatch(self, wd: int) -> None:
         """Stop watching a directory that has left the tree."""
         self.forget(wd)
@@ -316,6 +343,11 @@ class FanotifyWatcher(Watcher):
             self._expect(_fanotify.handle_of(self._fsid, directory_fd, name))
 
 
+def _flags_of(uses: int) -> int:
+    """Return the FAN_* bits of uses, which are bits of `Kind`."""
+    return sum(flag for kind, flag in _USES.items() if uses & kind)
+
+
 def open_group() -> int:
     """Open a group that hears nothing yet.
 
@@ -331,7 +363,7 @@ def open_group() -> int:
 def _mark(fd: int, root_fd: int) -> None:
     """Have a group hear the filesystem of a directory, of which handles have to be had and opened."""
     try:
-        _fanotify.mark_filesystem(fd, root_fd)
+        _fanotify.mark_filesystem(fd, root_fd, _fanotify.MASK)
         handle = _fanotify.handle_of(_fanotify.fsid_of(root_fd), root_fd)
         os.close(_fanotify.open_handle(root_fd, handle, os.O_PATH))
     except OSError as error:

@@ -17,6 +17,7 @@ from typing import Final
 
 from inotify_simple import INotify, flags
 
+from fusenotify import events
 from fusenotify._linux import proc_path
 from fusenotify.errors import EnvironmentProblem
 from fusenotify.identity import InodeKey
@@ -25,8 +26,8 @@ from fusenotify.watchers.watcher import Adoption, Watcher, list_directory
 
 log = logging.getLogger(__name__)
 
-# OPEN, ACCESS and CLOSE_NOWRITE stay out: our own crawl raises them. Unlinked files are silent, as their name may by
-# then stand for another file.
+# OPEN, ACCESS and CLOSE_NOWRITE come in only where a mark asks for them, as our own crawl raises them. Unlinked files
+# are silent, as their name may by then stand for another file.
 _MASK: Final = (
     flags.CREATE
     | flags.DELETE
@@ -40,6 +41,7 @@ _MASK: Final = (
     | flags.ONLYDIR
     | flags.EXCL_UNLINK
 )
+_USES: Final = {events.OPEN: flags.OPEN, events.ACCESS: flags.ACCESS, events.CLOSE_NOWRITE: flags.CLOSE_NOWRITE}
 _CHUNK: Final = 64 * 1024  # bytes worked on before the kernel's queue is drained again
 # Beyond this many bytes not told yet (parsed they take ten times as much memory) the kernel's queue is left to fill: an
 # overflow event is better than no memory.
@@ -143,7 +145,7 @@ class InotifyWatcher(Watcher):
         As long as a directory lives it has the same one, and nothing else ever has it.
         """
         try:
-            wd: int = self._inotify.add_watch(proc_path(directory_fd), _MASK)
+            wd: int = self._inotify.add_watch(proc_path(directory_fd), self._mask_of(key))
         except OSError as error:
             if error.errno == errno.ENOSPC and not self._refused:
                 log.warning("%s", _LIMIT_ADVICE)
@@ -152,6 +154,16 @@ class InotifyWatcher(Watcher):
             return None
         self._watched(key, wd)
         return wd
+
+    def _ask_for_uses(self, directory_fd: int, key: InodeKey) -> None:
+        self.watch(directory_fd, key)
+
+    def _mask_of(self, key: InodeKey) -> int:
+        mask: int = _MASK
+        uses = self._uses.get(key, 0)
+        for kind, flag in _USES.items():
+            mask |= flag if uses & kind else 0
+        return mask
 
     def unwatch(self, wd: int) -> None:
         """Stop watching a directory that has left the tree: a watch follows its inode wherever it goes."""

@@ -51,6 +51,7 @@ class Watcher(ABC):
         self._wds: dict[InodeKey, int] = {}
         self._keys: dict[int, InodeKey] = {}
         self._refused: set[InodeKey] = set()
+        self._uses: dict[InodeKey, int] = {}  # where uses are heard of, bits of `Kind`
         self._reads: deque[tuple[int, float]] = deque()  # (position, time) of what was read and is not told yet
         self._emptied: deque[tuple[int, int]] = deque([(0, time.time_ns())])  # (position, time) of empty kernel queues
 
@@ -133,6 +134,23 @@ class Watcher(ABC):
         `directory_fd` is a readable descriptor of it.
         """
 
+    def uses_of(self, key: InodeKey) -> int:
+        """Return which uses of files in a directory are heard of, bits of `Kind`."""
+        return self._uses.get(key, 0)
+
+    def hear_uses(self, directory_fd: int, key: InodeKey, uses: int) -> None:
+        """Have uses of files in a watched directory heard of from now on, and no others; `uses` are bits of `Kind`."""
+        if uses:
+            self._uses[key] = uses
+        else:
+            self._uses.pop(key, None)
+        if key in self._wds:
+            self._ask_for_uses(directory_fd, key)
+
+    @abstractmethod
+    def _ask_for_uses(self, directory_fd: int, key: InodeKey) -> None:
+        """Have the kernel tell of the uses that are to be heard of in a watched directory."""
+
     @abstractmethod
     def unwatch(self, wd: int) -> None:
         """Stop watching a directory that has left the tree: a watch follows its inode wherever it goes."""
@@ -142,6 +160,7 @@ class Watcher(ABC):
         key = self._keys.pop(wd, None)
         if key is not None and self._wds.get(key) == wd:
             del self._wds[key]
+            self._uses.pop(key, None)
 
     def refuse(self, key: InodeKey) -> None:
         """Take note that a directory cannot be watched, or not even be opened."""

@@ -1,0 +1,247 @@
+"""One listener: its marks, and the queue of what they let through."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fusenotify import events
+from fusenotify.errors import LimitReached, UsageError
+from fusenotify.events import IS_DIR, LOCAL, OVERFLOW, RECOVERED, EventRecord
+from fusenotify.marks import Mark, MarkedPlaces, MarkIndex, Place, Reach, Ways
+from fusenotify.naming import Anonymous, Identifies, named
+from fusenotify.pinned import NOTHING, Sighting
+from fusenotify.protocol import INODE
+from fusenotify.queue import Batch, Queue
+from fusenotify.selection import Selector
+from fusenotify.tree import Directory, Tree
+
+MOST_MARKS: Final = 8192
+
+
+@dataclass(slots=True)
+class Debt:
+    """What is in a directory and is still to be told to a group, which knows nothing of it or has asked for it anew.
+
+    Attributes:
+        group: the group.
+        directory: the directory; it may have been renamed again.
+        cause: the rename that brought it into the group's reach; of what was asked for, a stand-in.
+        tries: how often it could not be looked at.
+    """
+
+    group: "Group"
+    directory: Directory
+    cause: EventRecord
+    tries: int = 0
+
+
+class Group:
+    """One listener: marks, and the queue of what they let through.
+
+    Attributes:
+        uid: the user who opened it.
+        base: the directory below which it sees anything, and which its paths are relative to.
+        queue: what it has not read.
+        on_queued: called when something was queued.
+        on_debts: called when it has become possible to pay debts, or to go on with it.
+        identifier: finds handles.
+    """
+
+    def __init__(
+        self, uid: int, tree: Tree, base: Directory, limit: int, debts: deque[Debt], places: MarkedPlaces
+    ) -> None:
+        self.uid = uid
+        self.base = base
+        self.queue = Queue(limit)
+        self.on_queued: Callable[[], None] = lambda: None
+        self.on_debts: Callable[[], None] = lambda: None
+        self.identifier: Identifies = Anonymous()
+        self._tree = tree
+        self._debts = debts
+        self._deferred: list[Debt] = []  # debts that wait for room in the queue
+        self._recounted: set[Directory] = set()  # what was asked for and has not been told yet
+        self._index = MarkIndex(places)
+        self._selector = Selector(tree, base, self._index)
+        self._selector.on_ended = lambda _: self._note_marks()
+        self._selector.on_owed = self._owe
+        self._selector.is_owed = lambda: any(debt.group is self for debt in debts)
+        self._undivided: int | None = None  # the number of the one mark that takes everything
+
+    # --- marks -------------------------------------------------------------------------------------------------------
+
+    @property
+    def marks(self) -> int:
+        """How many marks there are."""
+        return len(self._index)
+
+    @property
+    def wants_handles(self) -> bool:
+        """Whether some mark asks for handles."""
+        return self._index.handles > 0
+
+    def add(self, mark: Mark) -> None:
+        """Add a mark, or change the one that has this number."""
+        self._index.put(mark)
+        self._note_marks()
+
+    def check_room(self, number: int) -> None:
+        """Refuse a new mark where there are enough.
+
+        Raises:
+            LimitReached: so it is.
+        """
+        if number not in self._index and len(self._index) >= MOST_MARKS:
+            raise LimitReached(f"a group can have {MOST_MARKS} marks; one mark on a directory above covers them all")
+
+    def remove(self, number: int) -> None:
+        """Remove a mark, and what waits for it."""
+        if self._index.pop(number) is None:
+            raise UsageError(f"this group has no mark {number}")
+        self.queue.drop(number)
+        self._note_marks()
+
+    def remove_all(self) -> None:
+        """Remove every mark."""
+        for mark in list(self._index):
+            self._index.pop(mark.number)
+        self._note_marks()
+
+    def _note_marks(self) -> None:
+        only = next(iter(self._index)) if len(self._index) == 1 else None
+        whole = only is not None and only.takes_everything and self.base.is_root
+        self._undivided = only.number if whole and only is not None else None
+
+    def end(self, place: Place, path: bytes | None, cause: EventRecord) -> None:
+        """End the marks on an object that has left the tree, whose last path is given, and tell of it."""
+        handle = self.identifier.handle_of(place) if self.wants_handles else None
+        flags = cause.flags & LOCAL | (IS_DIR if isinstance(place, Directory) else 0)
+        shown = self._selector.relative(path)
+        marks = self._index.on(place)
+        for mark in marks:
+            kinds = [events.DELETE_SELF] if mark.scope == INODE or mark.kinds & events.DELETE_SELF else []
+            ends = [
+                EventRecord(
+                    cause.seq, cause.time_ns, kind, flags, shown, None, cause.pid, cause.uid,
+                    handle=handle if mark.handles else None,
+                )
+                for kind in (*kinds, events.IGNORED)
+            ]  # fmt: skip
+            self.queue.push(mark.number, Batch(ends), always=True)
+            self._index.pop(mark.number)
+        if marks:
+            self._note_marks()
+            self.on_queued()
+
+    # --- fan-out -----------------------------------------------------------------------------------------------------
+
+    def publish(self, batch: Batch, usual: Batch, ways: Ways, sightings: Sequence[Sighting] | None = None) -> None:
+        """Queue what of a batch the marks let through.
+
+        Args:
+            batch: some events.
+            usual: those of them that are not only told where they are asked for.
+            ways: the tree as it is for all of them.
+            sightings: of each event, what marked files it is of.
+        """
+        if not len(self._index):
+            return
+        waiting = len(self.queue)
+        first = batch.records[0]
+        if first.kind == OVERFLOW:  # it comes alone (see `translation`)
+            self.queue.push_overflow(first.seq, first.time_ns, first.reason)
+        elif self._undivided is not None:
+            if usual.records:
+                self.queue.push(self._undivided, usual)
+        else:
+            self._push_selected(batch.records, ways, sightings or (NOTHING,) * len(batch))
+        if len(self.queue) > waiting:
+            self.on_queued()
+
+    def _push_selected(self, records: Sequence[EventRecord], ways: Ways, sightings: Sequence[Sighting]) -> None:
+        run: list[EventRecord] = []
+        run_mark = 0
+        reach = Reach(self._index, ways)
+        for record, sighting in zip(records, sightings, strict=True):
+            for mark, selected in self._selector.select(record, sighting, reach):
+                if mark != run_mark and run:
+                    self.queue.push(run_mark, Batch(run))
+                    run = []
+                run_mark = mark
+                run.append(selected)
+            if sighting.ended:
+                if run:
+                    self.queue.push(run_mark, Batch(run))
+                    run = []
+                for file, path in sighting.ended:
+                    self.end(file, path, record)
+                reach.forget()
+        if run:
+            self.queue.push(run_mark, Batch(run))
+
+    def _owe(self, directory: Directory, cause: EventRecord) -> None:
+        # Each by itself: before it is paid, what is below may have changed places with something else.
+        self._debts.extend(Debt(self, below, cause) for below in directory.below())
+
+    def recount(self, number: int, path: bytes | None, seq: int, time_ns: int) -> None:
+        """Owe the group everything that is in a mark's reach, or what of it is below a path, if that is still there.
+
+        What is no directory has nothing below it.
+
+        Raises:
+            UsageError: there is no such mark.
+        """
+        mark = self._index.get(number)
+        if mark is None:
+            raise UsageError(f"this group has no mark {number}")
+        top = self._tree.root if mark.place is None else mark.place
+        if not isinstance(top, Directory) or mark.scope == INODE:
+            return
+        start = self._tree.find(path, self.base) if path is not None else None
+        if start is None or not start.is_below(top):
+            start = top
+        cause = EventRecord(seq, time_ns, events.CREATE, 0, start.path)
+        for directory in start.below() if mark.reaches_below else (start,):
+            if directory not in self._recounted:  # however often it is asked for, it is owed once
+                self._recounted.add(directory)
+                self._debts.append(Debt(self, directory, cause))
+        self.on_debts()
+
+    def defer(self, debt: Debt, count: int) -> bool:
+        """Put a debt off if there is no room for so many events; return whether there is none.
+
+        What a queue could never hold is told as far as it goes.
+        """
+        if len(self.queue) + count <= self.queue.limit or not len(self.queue):
+            return False
+        self._deferred.append(debt)
+        return True
+
+    def write_off(self, debt: Debt) -> None:
+        """Take note that a debt is not owed any more."""
+        self._recounted.discard(debt.directory)
+
+    def note_room(self) -> None:
+        """Have debts paid that were put off, once half of the queue has been read."""
+        if self._deferred and len(self.queue) * 2 <= self.queue.limit:
+            self._debts.extend(self._deferred)
+            self._deferred.clear()
+            self.on_debts()
+
+    def pay(self, debt: Debt, entries: Iterable[tuple[bytes, bool]]) -> None:
+        """Queue a create for every entry of a directory that has come into reach, as far as the marks want to know."""
+        self.write_off(debt)
+        cause, prefix = debt.cause, debt.directory.prefix
+        flags = cause.flags & LOCAL | RECOVERED
+        records = [
+            EventRecord(
+                cause.seq, cause.time_ns, events.CREATE, flags | (IS_DIR if is_dir else 0), prefix + name, None,
+                cause.pid, cause.uid,
+            )
+            for name, is_dir in entries
+        ]  # fmt: skip
+        if records:
+            if self.wants_handles:
+                records = list(map(named, records, self.identifier.identify(records)))
+            batch = Batch(records)
+            self.publish(batch, batch, Ways(self._tree))
