@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -69,6 +70,11 @@ class Mount:
         """Process id of the daemon."""
         return self.process.pid
 
+    @property
+    def tls(self) -> str:
+        """The address at which it listens for TLS."""
+        return tls_address(self.log)
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """End the daemon by a signal and return its exit code."""
         self.process.send_signal(how)
@@ -116,6 +122,13 @@ def patched(directory: Path, patch: str, arguments: Sequence[str] = ()) -> Itera
         yield mount
     finally:
         mount.close()
+
+
+def tls_address(log: str) -> str:
+    """Return where a daemon listens for TLS, by what it says at its start."""
+    found = re.search(r"listening on (tls://\S+)", log)
+    assert found is not None, log
+    return found[1]
 
 
 class Watch:

@@ -354,7 +354,7 @@ def test_interrupt(mount: Mount, watching: Start) -> None:
         (["TMP"], 4, "not on a fusenotify mount"),
         (["MOUNT", "TMP"], 4, "not on a fusenotify mount"),
         (["unix:TMP/nothing"], 5, "nobody listens"),
-        (["tls://localhost:1"], 2, "is no target"),
+        (["http://localhost:1"], 2, "is no target"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -15,6 +15,7 @@ from typing import TypeVar
 import anyio
 
 from fusenotify import protocol
+from fusenotify.addresses import Address
 from fusenotify.errors import DaemonGone, ProtocolError, UsageError
 from fusenotify.events import OVERFLOW, Event, Kind, Origin, Scope, format_cursor
 from fusenotify.protocol import (
@@ -36,7 +37,7 @@ from fusenotify.protocol import (
 from fusenotify.queue import DEFAULT_LIMIT, Batch, Queue
 from fusenotify.status import Status
 from fusenotify.targets import Target, resolve
-from fusenotify.transports import Transport
+from fusenotify.transports import Credentials, Transport
 
 _Answer = TypeVar("_Answer", Report, Handle, Location)
 _BATCH = 1024
@@ -77,6 +78,7 @@ class Connection:
         self.queue = queue
         self.epoch = ""
         self.marks: dict[int, Mark] = {}
+        self.shares_processes = transport.shares_processes
         self._transport = transport
         self._frames = FrameBuffer(_REPLY_LIMIT)
         self._answers: dict[int, protocol.Reply] = {}
@@ -197,11 +199,12 @@ class Group:
     Made by `open_group`. Several tasks may use it at once; each event goes to one of those that iterate.
     """
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: int | None, tls: Credentials | None = None) -> None:
         if limit is not None and limit < 1:
             raise UsageError(f"a queue needs room for at least one event, not {limit}")
         self._limit = limit
-        self._connections: dict[str, Connection] = {}
+        self._tls = tls
+        self._connections: dict[str | Address, Connection] = {}
         self._connecting = anyio.Lock()
         self._ready: deque[Event] = deque()
         self._numbers = 0
@@ -219,11 +222,13 @@ class Group:
         """Take an interest in a directory: every change from the return of this call on is heard.
 
         Args:
-            target: a path on a fusenotify mount, or `unix:PATH` for the root of a daemon's tree.
+            target: a path on a fusenotify mount, or the address of a daemon for the root of its tree, `unix:PATH` or
+                `tls://HOST:PORT`; this one may have a path below the root behind it.
             scope: `Scope.DIR` for its entries, `Scope.SUBTREE` for everything below it.
             kinds: what to hear of; overflow and unmount come in any case.
             origin: whose changes to hear of.
-            exclude_self: leave out what this process does through the mount.
+            exclude_self: leave out what this process does through the mount; nothing where the daemon is on another
+                machine.
             uids: only what these users do, where it is known.
 
         Raises:
@@ -243,7 +248,7 @@ class Group:
             scope=str(scope),
             kinds=int(kinds),
             origins=_ORIGINS[Origin(origin)],
-            exclude_pid=os.getpid() if exclude_self else None,
+            exclude_pid=os.getpid() if exclude_self and connection.shares_processes else None,
             uids=None if uids is None else tuple(uids),
         )
 
@@ -326,7 +331,7 @@ class Group:
         async with self._connecting:
             connection = self._connections.get(target.daemon)
             if connection is None:
-                connection = Connection(await target.connect(), Queue(self._limit or DEFAULT_LIMIT))
+                connection = Connection(await target.connect(self._tls), Queue(self._limit or DEFAULT_LIMIT))
                 try:
                     await connection.hello(self._limit or 0)
                 except BaseException:
@@ -347,13 +352,14 @@ class Group:
             await self._connections.popitem()[1].aclose()
 
 
-def open_group(*, limit: int | None = None) -> Group:
+def open_group(*, limit: int | None = None, tls: Credentials | None = None) -> Group:
     """Return a new group, to be used as `async with open_group() as group:`.
 
     Args:
         limit: how many events its queue holds before an overflow event takes the place of the rest (131072).
+        tls: how to prove who we are, and to check who the daemon is, where a target is `tls://HOST:PORT`.
     """
-    return Group(limit)
+    return Group(limit, tls)
 
 
 @asynccontextmanager
@@ -363,29 +369,33 @@ async def watch(
     origin: Origin = Origin.ANY,
     recursive: bool = True,
     limit: int | None = None,
+    tls: Credentials | None = None,
 ) -> AsyncIterator[Group]:
     """Watch directories: `async with watch("/mnt/data") as events: async for event in events: ...`.
 
-    Once the block is entered no change is missed. The arguments, and the errors raised, are those of `Group.mark`;
-    `recursive` chooses between `Scope.SUBTREE` and `Scope.DIR`.
+    Once the block is entered no change is missed. The arguments, and the errors raised, are those of `open_group` and
+    `Group.mark`; `recursive` chooses between `Scope.SUBTREE` and `Scope.DIR`.
     """
     if not targets:
         raise UsageError("nothing to watch: name at least one target")
-    async with open_group(limit=limit) as group:
+    async with open_group(limit=limit, tls=tls) as group:
         for target in targets:
             scope = Scope.SUBTREE if recursive else Scope.DIR
             await group.mark(target, scope=scope, kinds=kinds, origin=origin)
         yield group
 
 
-async def status(target: str | os.PathLike[str]) -> Status:
-    """Ask the daemon behind a target how it is (errors as `Group.mark`)."""
-    answer = await _ask(await anyio.to_thread.run_sync(resolve, target), AskStatus(0), Report)
+async def status(target: str | os.PathLike[str], *, tls: Credentials | None = None) -> Status:
+    """Ask the daemon behind a target how it is (arguments and errors as `open_group` and `Group.mark`)."""
+    answer = await _ask(await anyio.to_thread.run_sync(resolve, target), AskStatus(0), Report, tls)
     return answer.status
 
 
-async def lookup(path: str | os.PathLike[str]) -> str:
+async def lookup(path: str | os.PathLike[str], *, tls: Credentials | None = None) -> str:
     """Return the handle of a file or directory on a fusenotify mount; of a symbolic link, of what it leads to.
+
+    The path may also be a target behind TLS, `tls://HOST:PORT/PATH`, for which `tls` is as in `open_group`; there no
+    symbolic link is followed.
 
     The handle is opaque text. It stays that of the object whatever the object is called, also when the daemon is
     restarted with the same state directory, and `locate` tells where the object is.
@@ -397,15 +407,16 @@ async def lookup(path: str | os.PathLike[str]) -> str:
         DaemonGone: the daemon does not answer.
     """
     resolved = await anyio.to_thread.run_sync(resolve, path)
-    return (await _ask(resolved, Lookup(0, resolved.path), Handle)).handle
+    return (await _ask(resolved, Lookup(0, resolved.path), Handle, tls)).handle
 
 
-async def locate(target: str | os.PathLike[str], handle: str) -> str:
+async def locate(target: str | os.PathLike[str], handle: str, *, tls: Credentials | None = None) -> str:
     """Return the path at which the object of a handle is now, relative to SOURCE (surrogateescape).
 
     Args:
-        target: a path on the fusenotify mount that the handle is of, or `unix:PATH`.
+        target: a path on the fusenotify mount that the handle is of, `unix:PATH` or `tls://HOST:PORT`.
         handle: from `lookup`.
+        tls: as in `open_group`.
 
     Raises:
         StaleHandle: the object is gone or was moved out of the tree, or the handle is not one of this tree.
@@ -414,11 +425,13 @@ async def locate(target: str | os.PathLike[str], handle: str) -> str:
         DaemonGone: the daemon does not answer.
     """
     resolved = await anyio.to_thread.run_sync(resolve, target)
-    return os.fsdecode((await _ask(resolved, Locate(0, handle), Location)).path)
+    return os.fsdecode((await _ask(resolved, Locate(0, handle), Location, tls)).path)
 
 
-async def _ask(target: Target, question: AskStatus | Lookup | Locate, kind: type[_Answer]) -> _Answer:
-    connection = Connection(await target.connect(), Queue(1))
+async def _ask(
+    target: Target, question: AskStatus | Lookup | Locate, kind: type[_Answer], tls: Credentials | None
+) -> _Answer:
+    connection = Connection(await target.connect(tls), Queue(1))
     try:
         answer = await connection.request(question)
     finally:

@@ -3,9 +3,10 @@
 import os
 from dataclasses import dataclass
 
+from fusenotify.addresses import Address, is_address, parse_place
 from fusenotify.errors import NotAMount, UsageError
 from fusenotify.mountinfo import mount_of
-from fusenotify.transports import QueueFile, Transport, UnixSocket
+from fusenotify.transports import Credentials, QueueFile, Socket, Transport
 
 
 @dataclass(frozen=True)
@@ -14,24 +15,19 @@ class Target:
 
     Attributes:
         given: as the user wrote it.
-        daemon: what tells one daemon from another: a mountpoint, or the URL of a socket.
+        daemon: what tells one daemon from another: a mountpoint, or the address of a socket.
         path: below that root, `.` for the root itself.
     """
 
     given: str
-    daemon: str
+    daemon: str | Address
     path: bytes
 
-    @property
-    def is_socket(self) -> bool:
-        """Whether the daemon is reached by a socket."""
-        return self.daemon.startswith("unix:")
-
-    async def connect(self) -> Transport:
-        """Open a way to the daemon (DaemonGone, NotAMount, NotPermitted)."""
-        if self.is_socket:
-            return await UnixSocket.connect(self.daemon.partition(":")[2])
-        return await QueueFile.open(self.daemon)
+    async def connect(self, tls: Credentials | None) -> Transport:
+        """Open a way to the daemon; `tls` is for those behind TLS (errors as `QueueFile.open`, `Socket.connect`)."""
+        if isinstance(self.daemon, str):
+            return await QueueFile.open(self.daemon)
+        return await Socket.connect(self.daemon, tls)
 
 
 def resolve(given: str | os.PathLike[str]) -> Target:
@@ -42,10 +38,12 @@ def resolve(given: str | os.PathLike[str]) -> Target:
         UsageError: the target has no form we know, or the path does not exist.
     """
     text = os.fspath(given)
-    if text.startswith("unix:") and text != "unix:":
-        return Target(text, text, b".")
-    if "://" in text or text == "unix:":
-        raise UsageError(f"{text!r} is no target: give a path on a fusenotify mount, or unix:PATH")
+    if is_address(text):
+        return Target(text, *parse_place(text))
+    if "://" in text:
+        raise UsageError(
+            f"{text!r} is no target: give a path on a fusenotify mount, unix:PATH or tls://HOST:PORT[/PATH]"
+        )
     real = os.path.realpath(text)
     mount = mount_of(real)
     try:

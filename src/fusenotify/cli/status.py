@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from fusenotify.cli.asking import ask_status
+from fusenotify.cli.credentials import credentials_of
 from fusenotify.errors import FusenotifyError
 from fusenotify.mountinfo import find_mounts
 from fusenotify.status import Status
@@ -20,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the state of one daemon, or of all whose mounts are seen here."""
     tell = _json_of if options.json else _describe
     if options.target is not None:
-        print(tell(ask_status(options.target, _PATIENCE)))
+        print(tell(ask_status(options.target, _PATIENCE, credentials_of(options))))
         return 0
     code = 0
     for mount in find_mounts():
@@ -47,7 +48,7 @@ def _json_of(state: Status) -> str:
 
 def _describe(state: Status) -> str:
     fields = _fields(state)
-    lines = [f"{fields['source']} on {fields['mountpoint']}"]
+    lines = [f"{fields['source']} on {fields['mountpoint'] or 'no mount'}"]
     for name, value in fields.items():
         if name not in ("source", "mountpoint"):
             text = ", ".join(f"{key} {number}" for key, number in value.items()) if isinstance(value, dict) else value

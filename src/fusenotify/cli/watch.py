@@ -11,6 +11,7 @@ from typing import Final
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from fusenotify.cli.credentials import credentials_of
 from fusenotify.client import Group, Mark, open_group
 from fusenotify.errors import UsageError
 from fusenotify.events import (
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
 async def _watch(options: argparse.Namespace) -> int:
     kinds = _kinds(options.kinds)
     scope = Scope.DIR if options.no_recursive else Scope.SUBTREE
-    async with open_group(limit=options.limit) as group:
+    async with open_group(limit=options.limit, tls=credentials_of(options)) as group:
         marks = [
             await group.mark(target, scope=scope, kinds=kinds, origin=Origin(options.origin), uids=options.uid)
             for target in options.targets

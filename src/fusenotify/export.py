@@ -1,0 +1,207 @@
+"""What a daemon does with or without a mount: it hears a backing tree, and tells those who listen."""
+
+import contextlib
+import functools
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from fusenotify import process
+from fusenotify.addresses import Address
+from fusenotify.backing import Backing
+from fusenotify.config import Listening
+from fusenotify.crawler import Crawler
+from fusenotify.echoes import Echoes
+from fusenotify.events import format_cursor
+from fusenotify.exchanges import Exchanges
+from fusenotify.filesystems import Filesystems
+from fusenotify.groups import Groups
+from fusenotify.handles import Sealer
+from fusenotify.hearing import Hearing
+from fusenotify.inodes import FIRST_SYNTHETIC, InodeTable
+from fusenotify.listening import Listener, opened
+from fusenotify.locator import Locator
+from fusenotify.peer import Services
+from fusenotify.root import Root
+from fusenotify.server import Server
+from fusenotify.status import Replays, Status
+from fusenotify.store import Store
+from fusenotify.stream import Stream
+from fusenotify.translation import Translator
+from fusenotify.tree import Tree
+from fusenotify.watchers.inotify import InotifyWatcher
+from fusenotify.whereabouts import Whereabouts
+
+_ANSWER: Final = 2.0  # seconds that a filesystem of others gets to answer before its directories are left unwatched
+_GRACE: Final = 1.0  # seconds that listeners get to read their last events
+
+# Called once, when every watch is in force, with the number of directories for which that is not possible, and with
+# where clients can connect.
+OnReady = Callable[[int, Sequence[Address]], None]
+
+
+def _as_it_is(function: Callable[[], None]) -> Callable[[], None]:
+    return function
+
+
+class Export:
+    """A backing tree, what hears it, who listens, and whom they may ask.
+
+    Attributes:
+        backing, filesystems: the tree, and what it consists of.
+        watcher, hearing, tree: what hears it; the directories that are watched.
+        groups: who listens.
+        table, store, whereabouts: which object a handle is of.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        state_dir: Path,
+        stack: ExitStack,
+        *,
+        mountpoint: str = "",
+        watch_other: bool = False,
+        on_loop: Callable[[Callable[[], None]], Callable[[], None]] = _as_it_is,
+    ) -> None:
+        """Wire it up; `stack` takes down what has to be taken down.
+
+        Args:
+            source: the backing tree.
+            state_dir: what has to outlive the daemon is kept there.
+            stack: closes everything in the end.
+            mountpoint: where the tree is mounted by this daemon, if it is.
+            watch_other: other users may have marks on subtrees.
+            on_loop: makes a function of the event loop's callable by the thread that makes changes, if there is one.
+        """
+        self._source = source
+        self._mountpoint = mountpoint
+        self._epoch = secrets.token_hex(6)
+        self._end_of_grace: float | None = None
+
+        self.backing = Backing(str(source))
+        stack.callback(self.backing.close)
+        self.filesystems = Filesystems(str(source))
+        self.watcher = InotifyWatcher()
+        stack.callback(self.watcher.close)
+        echoes = Echoes()
+        self.tree = Tree(self.backing.root_key)
+        stream = Stream(self.watcher)
+        crawler = Crawler(self.backing, self.watcher, stream, self.tree, self.filesystems)
+        exchanges = Exchanges(self.backing, stream, crawler, self.tree, echoes)
+        self._translator = Translator(self.backing, self.watcher, stream, crawler, exchanges, self.tree, echoes)
+        self.groups = Groups(self.tree, owner=os.geteuid(), watch_other=watch_other)
+        self.hearing = Hearing(self.watcher, stream, self._translator, crawler, exchanges, echoes, self.groups, on_loop)
+        self.hearing.before_crawl = self._ask_distant
+
+        with contextlib.closing(self.backing.find_root()) as root:
+            self.store = Store(state_dir, root.identity)
+        stack.callback(self.store.close)
+        self.whereabouts = Whereabouts(self.backing, self.store)
+        self.store.is_gone = self.whereabouts.is_gone
+        earlier = filter(self.backing.is_of_root, self.store.from_number(FIRST_SYNTHETIC))
+        self.table = InodeTable(self.backing.root_key.device, earlier)
+        sealer = Sealer(self.store.tree_id, self.store.secret)
+        self._locator = Locator(self.backing, self.table, self.tree, self.whereabouts, sealer)
+        self._root = Root(self.backing, str(source), self.filesystems)
+
+    async def crawl(self) -> None:
+        """Set every watch; from then on no change is missed."""
+        await self.hearing.crawl()
+        process.spare_the_collector()
+
+    def services(self, quiet: Callable[[], Awaitable[None]]) -> Services:
+        """Return what clients can ask for; `quiet` waits for the requests of the mount, if there is one."""
+        return Services(
+            groups=self.groups,
+            locator=self._locator,
+            epoch=self._epoch,
+            position=lambda: self._translator.seq,
+            caught_up=self.hearing.caught_up,
+            quiet=quiet,
+            status=self._status,
+        )
+
+    async def run(self, services: Services, listeners: Sequence[Listener]) -> None:
+        """Hear, and serve clients, until this is cancelled."""
+        server = Server(services, self.tree)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.hearing.run)
+            nursery.start_soon(self._root.run, self._mountpoint, self.hearing.lose_root, self.hearing.start_over)
+            for listener in listeners:
+                nursery.start_soon(server.serve, listener)
+
+    async def say_goodbye(self) -> None:
+        """Tell every group that nothing more will come, and let them read it."""
+        self.hearing.end()
+        if self._end_of_grace is None:  # of a mount this is called at a signal, and again when it has ended
+            self._end_of_grace = trio.current_time() + _GRACE
+        with trio.move_on_at(self._end_of_grace):
+            while not self.groups.all_read:  # noqa: ASYNC110 - one second at the end of a life is not worth an event
+                await trio.sleep(_GRACE / 100)
+
+    @property
+    def deaf(self) -> int:
+        """How many directories are not watched, or lie where the kernel tells of this machine's changes only.
+
+        That is so on FUSE, NFS, CIFS and the like.
+        """
+        distant = self.filesystems.distant
+        return self.watcher.deaf + (sum(key.device in distant for key in self.tree.by_key) if distant else 0)
+
+    async def _ask_distant(self) -> None:
+        """Find out which of the filesystems in the tree are silent, before they are looked at."""
+        if not self.filesystems.distant:
+            return
+        with trio.move_on_after(_ANSWER):
+            async with trio.open_nursery() as nursery:
+                for device in self.filesystems.distant:
+                    ask = functools.partial(trio.to_thread.run_sync, self.filesystems.ask, device)
+                    nursery.start_soon(functools.partial(ask, abandon_on_cancel=True))
+
+    def _status(self) -> Status:
+        return Status(
+            pid=os.getpid(),
+            source=os.fsencode(self._source),
+            mountpoint=os.fsencode(self._mountpoint),
+            watcher=self.watcher.name,
+            native="off",
+            cursor=format_cursor(self._epoch, self._translator.seq),
+            watches=self.watcher.watches,
+            overflows=self._translator.overflows,
+            recoveries=0,
+            deaf=self.deaf,
+            groups=len(self.groups),
+            nodes=len(self.table),
+            replays=Replays(),
+            state=self._root.state(has_left=self._translator.root_gone),
+        )
+
+
+def serve(source: Path, state_dir: Path, listening: Listening, on_ready: OnReady) -> None:
+    """Serve a tree that is mounted nowhere in this process, until it is told to stop (SIGINT, SIGTERM).
+
+    Raises:
+        EnvironmentProblem: this machine does not let us.
+    """
+    process.prepare()
+    with ExitStack() as stack:
+        trio.run(_serve, Export(source, state_dir, stack), listening, on_ready)
+
+
+async def _serve(export: Export, listening: Listening, on_ready: OnReady) -> None:
+    # Without a mount there is nobody whose requests could be waited for.
+    services = export.services(quiet=trio.lowlevel.checkpoint)
+    await export.crawl()
+    async with opened(listening) as listeners, trio.open_nursery() as nursery:
+        nursery.start_soon(export.run, services, listeners)
+        with process.ending() as told_to_end:
+            on_ready(export.deaf, [listener.address for listener in listeners])
+            await told_to_end()
+        await export.say_goodbye()
+        nursery.cancel_scope.cancel()
