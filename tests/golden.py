@@ -22,6 +22,8 @@ import anyio
 from fusenotify import Kind, Origin, Scope, _linux, client, open_group, targets
 from fusenotify.client import Group
 from fusenotify.events import Event, kind_name, parse_kinds
+from fusenotify.tls import Tls
+from tests.certificates import Authority, listening
 from tests.harness import PATIENCE, Mount, mounted
 
 _REPEATED = re.compile(r"<(.+?)\*(\d+)>")
@@ -298,7 +300,7 @@ def _check_listing(path: str, *names: str) -> None:
 # --- playing -------------------------------------------------------------------------------------------------------
 
 
-def play(script: Script, directory: Path) -> dict[str, list[Line]]:
+def play(script: Script, directory: Path, authority: Authority) -> dict[str, list[Line]]:
     """Play a script in an empty directory; return what each transport's group was told."""
     source = directory / "source"
     for place in (source, directory / "outside"):
@@ -306,15 +308,15 @@ def play(script: Script, directory: Path) -> dict[str, list[Line]]:
     player = Player(source)
     for command in script.setup:
         player.play(command)
-    with contextlib.closing(player), mounted(directory) as player.mount:
-        return anyio.run(_play, script, player, player.mount, backend="trio")
+    with contextlib.closing(player), mounted(directory, listening(authority.daemon)) as player.mount:
+        return anyio.run(_play, script, player, player.mount, authority.client, backend="trio")
 
 
-async def _play(script: Script, player: Player, mount: Mount) -> dict[str, list[Line]]:
-    places = {"queue file": f"{mount.mountpoint}/", "unix socket": f"unix:{mount.socket}//"}
+async def _play(script: Script, player: Player, mount: Mount, tls: Tls) -> dict[str, list[Line]]:
+    places = {"queue file": f"{mount.mountpoint}/", "unix socket": f"unix:{mount.socket}//", "TLS": f"{mount.tls}/"}
     with mock.patch.object(client, "resolve", _resolve), anyio.fail_after(PATIENCE):
         async with contextlib.AsyncExitStack() as stack:
-            groups = {name: await stack.enter_async_context(open_group()) for name in places}
+            groups = {name: await stack.enter_async_context(open_group(tls=tls)) for name in places}
             for command in script.commands:
                 if command.words[0] == "watch":
                     for name, group in groups.items():
@@ -334,8 +336,9 @@ async def _play(script: Script, player: Player, mount: Mount) -> dict[str, list[
 def _resolve(given: str | os.PathLike[str]) -> targets.Target:
     """Resolve a target as the library does; `unix:SOCKET//PATH` is a place below the root of a tree."""
     target, _, path = os.fspath(given).partition("//")
-    resolved = targets.resolve(target)
-    return dataclasses.replace(resolved, path=os.fsencode(path)) if path else resolved
+    if not target.startswith("unix:"):
+        return targets.resolve(given)
+    return dataclasses.replace(targets.resolve(target), path=os.fsencode(path))
 
 
 async def _watch(group: Group, root: str, path: str, scope: str, *options: str) -> None:

@@ -1,17 +1,18 @@
-"""Every golden script, as told by the queue file and by the unix socket (docs/golden-scripts.md)."""
+"""Every golden script, as told by the queue file, by the unix socket and over TLS (docs/golden-scripts.md)."""
 
 from pathlib import Path
 
 import pytest
 
 from tests import golden
+from tests.certificates import Authority
 
 SCRIPTS = sorted((Path(__file__).parent / "golden").glob("*.txt"))
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_golden(path: Path, directory: Path) -> None:
+def test_golden(path: Path, directory: Path, authority: Authority) -> None:
     script = golden.parse(path.read_text(encoding="utf-8"))
-    for transport, told in golden.play(script, directory).items():
+    for transport, told in golden.play(script, directory, authority).items():
         expected, found = golden.compare(script.output, told)
         assert found == expected, f"{path.name}: this is not what the {transport} was to tell"
