@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,39 @@ def test_a_client_that_was_cut_off_is_dropped_while_events_wait_for_it(
         hosts.cut()
         (mount.source / "x").mkdir()
         await_no_group(mount, 3 * _DEAD_AFTER)
+
+
+_ASKS = """
+import sys, anyio
+from fusenotify import DaemonGone, Tls, open_group, sockets
+sockets.DEAD_AFTER = {dead_after}
+async def main():
+    async with open_group(tls=Tls(*sys.argv[2:])) as group:
+        await group.mark(sys.argv[1])
+        print("ready", flush=True)
+        sys.stdin.readline()
+        try:
+            await group.sync()
+        except DaemonGone:
+            print("gone", flush=True)
+anyio.run(main)
+"""
+
+
+def test_a_request_that_does_not_arrive_ends(hosts: Network, mount: Mount, authority: Authority) -> None:
+    tls = authority.client
+    script = _ASKS.format(dead_after=_DEAD_AFTER)
+    command = [*hosts.on("client"), sys.executable, "-c", script, mount.tls, str(tls.cert), str(tls.key), str(tls.ca)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        hosts.cut()
+        start = time.monotonic()
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "gone\n"
+        assert time.monotonic() - start <= 2 * _DEAD_AFTER
 
 
 def test_a_cable_that_is_mended_in_time_loses_nothing(hosts: Network, mount: Mount, authority: Authority) -> None:

@@ -430,22 +430,64 @@ def _client_hello(authority: Authority) -> bytes:
     return out.read()
 
 
-def test_many_half_open_connections_keep_nobody_out(served: Mount, authority: Authority, go: Run) -> None:
-    with contextlib.ExitStack() as stack:
+def test_many_half_open_connections_keep_nobody_out(directory: Path, authority: Authority, go: Run) -> None:
+    patient = "from fusenotify import listening; listening._HANDSHAKE = 3600"
+    with patched(directory, patient, listening(authority.daemon)) as mount, contextlib.ExitStack() as stack:
         crowd = [
-            stack.enter_context(socket.create_connection(("localhost", port_of(served)), timeout=PATIENCE))
+            stack.enter_context(socket.create_connection(("localhost", port_of(mount)), timeout=PATIENCE))
             for _ in range(200)
         ]
 
         async def main() -> None:
-            async with watch(served.tls, tls=authority.client) as events:
-                (served.source / "x").mkdir()
+            async with watch(mount.tls, tls=authority.client) as events:
+                (mount.source / "x").mkdir()
                 assert [event.path for event in await until(events, "x")] == ["x"]
 
         go(main)
         for early in crowd[:100]:  # whoever came first has had to make room
             with contextlib.suppress(ConnectionResetError):
                 assert early.recv(1) == b""
+        crowd[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            crowd[-1].recv(1)
+
+
+# --- the stream ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("secured", [False, True])
+def test_a_send_that_is_cancelled_half_way_tears_no_frame(authority: Authority, go: Run, secured: bool) -> None:
+    first, second = (bytes((number,)) * (8 << 20) for number in (1, 2))
+
+    async def main() -> None:
+        one, other = socket.socketpair() if not secured else await anyio.to_thread.run_sync(_tcp_pair)
+        writer, reader = sockets.Stream(one), sockets.Stream(other)
+        if secured:
+            writer = client_end = sockets.TlsStream(one, authority.client.client_context(), "localhost")
+            reader = daemon_end = sockets.TlsStream(other, authority.daemon.server_context())
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(client_end.handshake)
+                tasks.start_soon(daemon_end.handshake)
+        with anyio.move_on_after(0.1) as scope:
+            await writer.send(first)
+        assert scope.cancelled_caught
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(writer.send, second)
+            received = bytearray()
+            while len(received) < len(first) + len(second):
+                received += await reader.receive()
+        assert bytes(received) == first + second
+        writer.close()
+        assert await reader.receive() == b""
+        reader.close()
+
+    go(main)
+
+
+def _tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("localhost", 0)) as server:
+        one = socket.create_connection(server.getsockname())
+        return one, server.accept()[0]
 
 
 def test_a_client_on_another_machine_excludes_nobody_by_its_process_number(

@@ -5,10 +5,12 @@ why it is refused, and a write that was cancelled can be taken up again.
 """
 
 import errno
+import fcntl
 import os
 import socket
 import ssl
 import struct
+import termios
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -21,6 +23,7 @@ _READ_SIZE: Final = 1 << 18
 # kernels ask and answer, so nobody is woken up for it here, and a program that is merely busy or stopped is alive.
 DEAD_AFTER = 30
 _PROBES: Final = 3
+_INT: Final = struct.Struct("=i")
 _TCP_INFO: Final = struct.Struct("=24xI28xI")  # of struct tcp_info: tcpi_unacked, tcpi_last_ack_recv
 
 
@@ -118,13 +121,15 @@ class TlsStream(Stream):
         """
         while True:
             await anyio.sleep(DEAD_AFTER / _PROBES)
-            unacknowledged, silence = _TCP_INFO.unpack(
-                self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-            )
-            if not unacknowledged:
+            (queued,) = _INT.unpack(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(_INT.size)))
+            if not queued:  # all has arrived: from now on it is the kernel that asks
                 self._has_sent = anyio.Event()
                 await self._has_sent.wait()
-            elif silence >= DEAD_AFTER * 1000:
+                continue
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+            unacknowledged, silence = _TCP_INFO.unpack(info)
+            # Who has no room for more acknowledges what is under way, and nothing is.
+            if unacknowledged and silence >= DEAD_AFTER * 1000:
                 return
 
 
