@@ -300,6 +300,24 @@ def test_who_listens_may_be_no_daemon(go: Run, authority: Authority, monkeypatch
         go(main)
 
 
+@pytest.mark.parametrize("how", ["end", "reset"])
+def test_a_daemon_that_ends_during_the_handshake_has_gone(go: Run, authority: Authority, how: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 if how == "reset" else 65536)  # what is unread at the end is a reset
+
+        async def main() -> None:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.to_thread.run_sync, hang_up)
+                with pytest.raises(DaemonGone):
+                    await client.status(f"tls://127.0.0.1:{server.getsockname()[1]}", tls=authority.client)
+
+        go(main)
+
+
 def test_a_host_without_an_address(go: Run, authority: Authority) -> None:
     async def main() -> None:
         with pytest.raises(DaemonGone, match="nobody answers at tls://no-such-host"):

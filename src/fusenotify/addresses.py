@@ -74,6 +74,7 @@ def parse_place(text: str) -> tuple[Address, bytes]:
     try:
         parts = urlsplit(f"//{authority}")
         host, port = parts.hostname, parts.port
+        (host or "").encode("idna")  # what cannot be looked up
     except ValueError as error:
         raise UsageError(f"{text!r} is no address: {error}") from error
     if not text.startswith(_TLS) or not host or port is None or "@" in authority or parts.netloc != authority:

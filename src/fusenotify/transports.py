@@ -193,6 +193,8 @@ async def _connect_tls(address: TlsAddress, tls: Credentials) -> TlsStream:
         raise EnvironmentProblem(
             f"the certificate of who listens at {address} is not that of the daemon we look for: {error.verify_message}"
         ) from error
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+        raise DaemonGone(f"who listens at {address} hung up before both ends knew each other") from error
     except ssl.SSLError as error:
         raise EnvironmentProblem(f"who listens at {address} does not speak our TLS: {error.reason}") from error
     except OSError as error:
