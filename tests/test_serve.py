@@ -54,6 +54,7 @@ def test_everything_is_remote(daemon: Daemon, address: str) -> None:
         with anyio.fail_after(PATIENCE):
             async with watch(address) as events:
                 (source / "a").mkdir()
+                await events.sync()  # until it is watched, what comes and goes in it need not be told
                 (source / "a" / "b").mkdir()
                 (source / "a").rename(source / "c")
                 (source / "c" / "b").rmdir()
