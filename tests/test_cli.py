@@ -410,7 +410,50 @@ def test_status(mount: Mount, watching: Start) -> None:
     lines = out.splitlines()
     assert lines[0] == f"{mount.source} on {mount.mountpoint}"
     assert re.fullmatch(rf"  pid +{mount.pid}", lines[1])
-    assert "  replays    delivered 0, fell_back 0" in lines
+    assert "  replays     delivered 0, fell_back 0" in lines
+
+
+def test_status_in_figures(mount: Mount, watching: Start) -> None:
+    watch = watching(mount.mountpoint)
+    for number in range(10):
+        (mount.source / f"{number}").touch()
+    watch.until("9")
+    state = json.loads(outcome("status", "--json", mount.mountpoint)[1])
+    limit = int(Path("/proc/sys/fs/inotify/max_user_watches").read_text())
+    assert (state["watch_limit"], state["deaf_paths"], state["dropped"]) == (limit, [], 0)
+    assert state["told"] >= 10
+    (queue,) = state["queues"]
+    assert (queue["uid"], queue["marks"], queue["limit"], queue["overflows"]) == (os.geteuid(), 1, 131072, 0)
+    for histogram in state["latency"].values():
+        assert len(histogram["counts"]) == len(histogram["bounds"]) + 1
+        assert sum(histogram["counts"]) >= 10
+        assert histogram["total"] > 0
+
+
+def test_status_for_prometheus(mount: Mount, watching: Start) -> None:
+    watch = watching(mount.mountpoint)
+    (mount.source / "file").touch()
+    watch.until("file")
+    code, out, err = outcome("status", "--prometheus", mount.mountpoint)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    label = f'{{mountpoint="{mount.mountpoint}"'
+    assert f"fusenotify_watches{label}}} 1" in lines
+    assert "# TYPE fusenotify_queued_seconds histogram" in lines
+    buckets = [line for line in lines if line.startswith(f"fusenotify_queued_seconds_bucket{label}")]
+    counts = [int(line.rpartition(" ")[2]) for line in buckets]
+    assert counts == sorted(counts)
+    assert f"fusenotify_queued_seconds_count{label}}} {counts[-1]}" in lines
+    assert [line for line in lines if line.startswith(f'fusenotify_queue_limit{label},group="0",uid="0"')]
+    sample = re.compile(r'fusenotify_[a-z_]+\{([a-z]+="[^"]*",?)+\} [0-9.e+-]+|# (HELP|TYPE) fusenotify_[a-z_]+ .+')
+    assert all(sample.fullmatch(line) for line in lines)
+
+
+def test_status_of_all_does_not_fail_because_of_what_is_somebody_elses(mount: Mount, nobody: list[str]) -> None:
+    command = [*nobody, "-m", "fusenotify", "status"]
+    outcome_of_nobody = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert f"{mount.mountpoint}: " in outcome_of_nobody.stderr
+    assert outcome_of_nobody.returncode == 0, outcome_of_nobody.stderr
 
 
 def test_status_of_all(directory: Path, mount: Mount) -> None:

@@ -14,6 +14,7 @@ from fusenotify.exchanges import Exchanges
 from fusenotify.filesystems import Filesystems
 from fusenotify.identity import InodeKey
 from fusenotify.joiner import Move
+from fusenotify.snapshot import Snapshot
 from fusenotify.stream import Stream
 from fusenotify.tree import Directory, Tree
 from fusenotify.watchers.inotify import InotifyWatcher
@@ -36,7 +37,7 @@ class Tool:
         self.other = self.add(b"other", 3)
         stream = Stream(self.watcher)
         self.echoes = Echoes()
-        self.crawler = Crawler(self.backing, self.watcher, stream, self.tree, Filesystems(str(root)))
+        self.crawler = Crawler(self.backing, self.watcher, stream, self.tree, Filesystems(str(root)), Snapshot())
         self.exchanges = Exchanges(self.backing, stream, self.crawler, self.tree, self.echoes)
 
     def close(self) -> None:

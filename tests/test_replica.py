@@ -379,9 +379,13 @@ class Mirror:
 
     async def follow(self, end: str) -> None:
         """Apply events up to the one on the path `end`."""
+        await self.follow_until(lambda event: event.path == end)
+
+    async def follow_until(self, is_last: Callable[[Event], bool]) -> None:
+        """Apply events up to one, which is not applied."""
         async for event in self._group:
             self.events.append(event)
-            if event.path == end:
+            if is_last(event):
                 return
             self.replica.apply(event)
 

@@ -156,25 +156,11 @@ def test_exchange_with_what_is_no_directory() -> None:
     built.check()
 
 
-def test_rearrange_keeps_the_objects_wherever_they_are_now() -> None:
-    built = Builder(b"a", b"a/b", b"c", b"d")
-    root, a, b, c, d = (built[path] for path in (b".", b"a", b"a/b", b"c", b"d"))
-    new = Directory(c, b"new", None, key(20))
-    gone = built.tree.rearrange(
-        {root: (None, b"", 31), c: (root, b"C", 32), b: (c, b"B", 33), a: (b, b"A", None), new: (c, b"new", 34)}
-    )
-    assert gone == [d]
-    assert d.gone
-    assert (a.path, b.path, c.path, new.path) == (b"C/B/A", b"C/B", b"C", b"C/new")
-    built.check()
-
-
-def test_rearrange_brings_back_what_had_left() -> None:
+def test_a_directory_that_was_found_gets_its_place() -> None:
     built = Builder(b"a")
-    a, root = built[b"a"], built.tree.root
-    built.tree.detach(a)
-    assert built.tree.rearrange({root: (None, b"", 1), a: (root, b"z", 2)}) == []
-    assert (a.path, a.gone) == (b"z", False)
+    new = Directory(built[b"a"], b"new", 20, key(20))
+    built.tree.add(new, built[b"a"], b"new")
+    assert built[b"a/new"] is new
     built.check()
 
 
@@ -196,8 +182,6 @@ def test_a_tree_deeper_than_the_stack() -> None:
     top = built[b"d"]
     built.tree.move(top, built.tree.root, b"e")
     assert deepest.path.startswith(b"e/d/d/")
-    layout = {one: (one.parent, one.name, one.wd) for one in built.tree.root.below()}
-    assert built.tree.rearrange(layout) == []
     assert built.tree.find(deepest.path) is deepest
     assert len(built.tree.detach(top)) == DEEP
     assert len(built.tree) == 1

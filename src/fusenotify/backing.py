@@ -9,7 +9,7 @@ import errno
 import os
 import resource
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 from fusenotify import _linux
@@ -28,6 +28,7 @@ from fusenotify.references import (
 )
 
 T = TypeVar("T")
+Entry = tuple[bytes, bool, int]  # the name of something in a directory, whether it is a directory, its inode number
 
 _BENEATH: Final = _linux.RESOLVE_BENEATH | _linux.RESOLVE_NO_SYMLINKS | _linux.RESOLVE_NO_MAGICLINKS
 # What name_to_handle_at(2) answers where a filesystem has no handles, and open_by_handle_at(2) without the capability.
@@ -375,6 +376,11 @@ class Backing:
                 os.close(fd)
         except OSError:
             return None
+
+
+def entries_of(listing: Iterable["os.DirEntry[str]"]) -> list[Entry]:
+    """Return what a listing of scandir(3) shows."""
+    return [(os.fsencode(one.name), one.is_dir(follow_symlinks=False), one.inode()) for one in listing]
 
 
 @contextlib.contextmanager

@@ -9,12 +9,14 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from fusenotify.backing import Backing
+from fusenotify.backing import Backing, Entry
 from fusenotify.filesystems import Filesystems
 from fusenotify.identity import InodeKey
+from fusenotify.snapshot import Snapshot
 from fusenotify.stream import Stream
-from fusenotify.tree import ROOT_PATH, Directory, Tree
+from fusenotify.tree import Directory, Tree
 from fusenotify.watchers.inotify import Adoption, InotifyWatcher
 
 log = logging.getLogger(__name__)
@@ -25,24 +27,54 @@ _SHOWN = 200  # bytes of a path in the log
 # What opening says of a directory that is not there any more, or is something else by now.
 _MOVED_ON = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _NOWHERE = InodeKey(0, 0)  # a directory that is not looked at
-_CHUNK = 512  # directories of a crawl between two chances to do other work
 
-# A directory that has come into the tree, and (name, is it a directory) of what is in it.
-Arrival = tuple[Directory, list[tuple[bytes, bool]]]
+# A directory that has come into the tree, and what is in it.
+Arrival = tuple[Directory, list[Entry]]
+
+
+class Reached(NamedTuple):
+    """A directory that was found at a path.
+
+    Attributes:
+        fd: a readable descriptor, which is the receiver's to close; None where it cannot be opened.
+        key: device and inode number.
+    """
+
+    fd: int | None
+    key: InodeKey
 
 
 class Crawler:
     """Keeps watches where the tree has directories, and nowhere else."""
 
     def __init__(
-        self, backing: Backing, watcher: InotifyWatcher, stream: Stream, tree: Tree, filesystems: Filesystems
+        self,
+        backing: Backing,
+        watcher: InotifyWatcher,
+        stream: Stream,
+        tree: Tree,
+        filesystems: Filesystems,
+        snapshot: Snapshot,
     ) -> None:
+        self._snapshot = snapshot
         self._filesystems = filesystems
         self._backing = backing
         self._watcher = watcher
         self._stream = stream
         self._tree = tree
         self._missed: dict[Directory, set[bytes]] = {}
+
+    def crawl(self) -> Iterator[Arrival]:
+        """Watch the whole tree, of which nothing is known yet; yield as `arrive` does."""
+        root = self._tree.root
+        adoption = self._adopt(root.path)
+        if adoption is None:
+            return
+        self._tree.set_wd(root, adoption.wd)
+        yield root, adoption.entries
+        for name, is_dir, _ in adoption.entries:
+            if is_dir:
+                yield from self.arrive(root, name)
 
     def arrive(self, parent: Directory, name: bytes, made: int | None = None) -> Iterator[Arrival]:
         """Watch a directory and everything below it; yield each directory and its entries, parents first.
@@ -58,16 +90,30 @@ class Crawler:
                 self._missed.setdefault(parent, set()).add(name)
                 continue
             self.has_left(parent, name)
-            directory = self._heard_by(adoption.wd)
+            directory = self._tree.heard_by(adoption.wd)
             if directory is None:
                 directory, gone = self._tree.attach(parent, name, adoption.wd, adoption.key)
                 self.leave(gone)
             if adoption.overlaps:
-                directory.announced = {entry for entry, _ in adoption.entries}
+                directory.announced = {entry for entry, _, _ in adoption.entries}
                 directory.announced_until = adoption.until
             yield directory, adoption.entries
-            stack.extend((directory, entry) for entry, is_dir in adoption.entries if is_dir)
+            stack.extend((directory, entry) for entry, is_dir, _ in adoption.entries if is_dir)
             self._watcher.drain()
+
+    def start_over(self) -> None:
+        """Forget what was waited for: the stream is not told where it would have come."""
+        self._missed.clear()
+        self._watcher.adoptions.clear()
+
+    @property
+    def has_distant(self) -> bool:
+        """Whether there are filesystems in the tree that somebody else answers for."""
+        return bool(self._filesystems.distant)
+
+    def is_distant(self, directory: Directory) -> bool:
+        """Whether somebody else answers for the filesystem of a directory, or fails to."""
+        return directory.key.device in self._filesystems.distant
 
     def arrive_missed(self) -> Iterator[Arrival]:
         """Look again for the directories that were missed, now that one has been moved or has left the tree."""
@@ -107,6 +153,7 @@ class Crawler:
 
     def leave(self, gone: list[Directory]) -> None:
         """Stop watching directories that are not in the tree any more: a watch follows its inode wherever it goes."""
+        self._snapshot.forget(gone)
         for directory in gone:
             self._missed.pop(directory, None)
             self._watcher.adoptions.pop(directory.key, None)
@@ -147,59 +194,40 @@ class Crawler:
 
     def _adopt(self, path: bytes) -> Adoption | None:
         """Take a directory under watch, unless a handler did so before; None when it is not there, or cannot be."""
+        reached = self.reach(path)
+        if reached is None:
+            return None
+        if reached.fd is None:
+            return Adoption(None, reached.key, [], overlaps=False, until=0)
+        try:
+            return self._watcher.adoptions.pop(reached.key, None) or self._watcher.adopt(reached.fd)
+        finally:
+            os.close(reached.fd)
+
+    def reach(self, path: bytes) -> Reached | None:
+        """Open a directory by its path; None when it is not there."""
         try:
             if len(path) > _LONGEST_PATH:
                 raise OSError(errno.ENAMETOOLONG, f"its path is longer than {_LONGEST_PATH} bytes")
             if self._filesystems.is_silent_at(path):
-                log.warning("changes below %s are not heard: that filesystem is silent", os.fsdecode(path[:_SHOWN]))
-                return self._refused(_NOWHERE)
+                return self._refused(_NOWHERE, path, "that filesystem is silent")
             fd = self._backing.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
-            try:
-                status = os.fstat(fd)
-                key = InodeKey(status.st_dev, status.st_ino)
-                return self._watcher.adoptions.pop(key, None) or self._watcher.adopt(fd)
-            finally:
-                os.close(fd)
         except OSError as error:
             return None if error.errno in _MOVED_ON else self._refuse(path, error)
+        status = os.fstat(fd)
+        return Reached(fd, InodeKey(status.st_dev, status.st_ino))
 
-    def _refuse(self, path: bytes, error: OSError) -> Adoption | None:
-        log.warning("changes below %s are not heard: %s", os.fsdecode(path[:_SHOWN]), error.strerror)
+    def _refuse(self, path: bytes, error: OSError) -> Reached | None:
         found = self._backing.stat_beneath(path)
-        if found is None:
-            return None
-        return self._refused(InodeKey(found.st_dev, found.st_ino))
+        return self._refused(InodeKey(found.st_dev, found.st_ino), path, error.strerror) if found is not None else None
 
-    def _refused(self, key: InodeKey) -> Adoption:
+    def _refused(self, key: InodeKey, path: bytes, reason: str | None) -> Reached:
+        if not self._watcher.has_heard_of(key):
+            log.warning("changes below %s are not heard: %s", os.fsdecode(path[:_SHOWN]), reason)
         self._watcher.refuse(key)
-        return Adoption(None, key, [], overlaps=False, until=0)
+        return Reached(None, key)
 
     def _is_elsewhere(self, adoption: Adoption, parent: Directory, name: bytes) -> bool:
         """Whether this directory is in the tree under another name, so that a rename is still to be told."""
-        known = self._heard_by(adoption.wd)
+        known = self._tree.heard_by(adoption.wd)
         return known is not None and (known.parent is not parent or known.name != name)
-
-    def _heard_by(self, wd: int | None) -> Directory | None:
-        return self._tree.by_wd.get(wd) if wd is not None else None
-
-    def crawl(self) -> Iterator[None]:
-        """Watch the whole tree as it is now, whatever was known of it; yields chances to do other work."""
-        self._missed.clear()
-        layout: dict[Directory, tuple[Directory | None, bytes, int | None]] = {}
-        stack: list[tuple[Directory | None, bytes, bytes]] = [(None, b"", ROOT_PATH)]
-        while stack:
-            parent, name, path = stack.pop()
-            adoption = self._adopt(path)
-            if adoption is None:
-                continue
-            directory = self._heard_by(adoption.wd) or self._tree.by_key.get(adoption.key)
-            if directory is None or directory.wd not in (None, adoption.wd):  # its number may be another's by now
-                directory = Directory(parent, name, None, adoption.key)
-            if directory in layout:
-                continue  # the same directory under two names, by a bind mount: it has only one watch
-            layout[directory] = parent, name, adoption.wd
-            prefix = path + b"/" if parent is not None else b""
-            stack.extend((directory, entry, prefix + entry) for entry, is_dir in adoption.entries if is_dir)
-            if len(layout) % _CHUNK == 0:
-                yield
-        self.leave(self._tree.rearrange(layout))

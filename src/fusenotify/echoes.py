@@ -95,6 +95,14 @@ class LocalOperation:
     uid: int | None
     expectations: list[Expectation]
 
+    @property
+    def places(self) -> Iterator[Name]:
+        """Return the entries that it changes."""
+        for one in self.expectations:
+            yield one.at
+            if one.to is not None:
+                yield one.to
+
     def is_silent(self, kind: int) -> bool:
         """Whether an echo of this kind is told to nobody."""
         return any(expectation.silent and expectation.kind == kind for expectation in self.expectations)
@@ -108,6 +116,9 @@ class Echoes:
 
     def __bool__(self) -> bool:
         return bool(self._operations)
+
+    def __iter__(self) -> Iterator[LocalOperation]:
+        return iter(self._operations)
 
     def add(self, operation: LocalOperation) -> None:
         """Note an operation that begins now; operations come in the order of their brackets."""

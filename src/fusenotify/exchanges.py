@@ -86,15 +86,15 @@ class Exchanges:
 
     def _may_be_half(self, move: Move) -> bool:
         """Whether the mirror image of this move may follow: its old name is there again, or still."""
-        old = self._directory(move.old_wd)
+        old = self._tree.heard_by(move.old_wd)
         looks_so = old is not None and self.may_be_there(old, move.old_name)
         # A look tells of the present: with events still unread, what follows has to be known first.
         return looks_so or self._stream.has_unread
 
     def _came_to_a_directory(self, move: Move) -> bool:
         """Whether something came in by the name of a directory, which most likely leaves by it now."""
-        new = self._directory(move.new_wd)
-        if self._directory(move.old_wd) is not None or new is None:
+        new = self._tree.heard_by(move.new_wd)
+        if self._tree.heard_by(move.old_wd) is not None or new is None:
             return False
         return move.new_name in new.children or self._crawler.is_missed(new, move.new_name)
 
@@ -114,7 +114,7 @@ class Exchanges:
 
     def _may_be_told_more(self, move: Move, mirror: Move) -> bool:
         """Whether more of the stream will tell if two renames are an exchange of directories."""
-        old, new = self._directory(move.old_wd), self._directory(move.new_wd)
+        old, new = self._tree.heard_by(move.old_wd), self._tree.heard_by(move.new_wd)
         if old is None or new is None or not (move.is_dir and mirror.is_dir):
             return False
         ends = (old.children.get(move.old_name), new.children.get(move.new_name))
@@ -143,16 +143,16 @@ class Exchanges:
 
         They changed places, by an exchange with something outside; the stream tells of that in this order.
         """
-        directory = self._directory(came_in.new_wd)
+        directory = self._tree.heard_by(came_in.new_wd)
         return directory is not None and self._takes_turns(came_in, left) and self._came_back(directory, came_in, left)
 
     def _takes_turns(self, came_in: Move, left: Move) -> bool:
         """Whether something came into the tree by a name and something left it by the same name."""
         return (
             (came_in.new_wd, came_in.new_name) == (left.old_wd, left.old_name)
-            and self._directory(came_in.new_wd) is not None
-            and self._directory(came_in.old_wd) is None
-            and self._directory(left.new_wd) is None
+            and self._tree.heard_by(came_in.new_wd) is not None
+            and self._tree.heard_by(came_in.old_wd) is None
+            and self._tree.heard_by(left.new_wd) is None
         )
 
     def are_surely_exchanged(self, one: bytes, other: bytes) -> bool:
@@ -190,9 +190,6 @@ class Exchanges:
             return self._stream.has_moved(before.wd, came_in.position)
         # A directory that is renamed over is not there to leave.
         return came_in.is_dir != left.is_dir or self._crawler.is_missed(directory, came_in.new_name)
-
-    def _directory(self, wd: int | None) -> Directory | None:
-        return self._tree.by_wd.get(wd) if wd is not None else None
 
 
 def is_watched(directory: Directory | None) -> bool:

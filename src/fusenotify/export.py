@@ -13,7 +13,10 @@ import trio
 
 from fusenotify import process
 from fusenotify.addresses import Address
+from fusenotify.arrivals import Arrivals
 from fusenotify.backing import Backing
+from fusenotify.claims import Claims
+from fusenotify.comparison import Comparison
 from fusenotify.config import Listening
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes
@@ -27,11 +30,14 @@ from fusenotify.inodes import FIRST_SYNTHETIC, InodeTable
 from fusenotify.listening import Listener, opened
 from fusenotify.locator import Locator
 from fusenotify.peer import Services
+from fusenotify.recovery import Recovery, topmost
 from fusenotify.root import Root
 from fusenotify.server import Server
-from fusenotify.status import Replays, Status
+from fusenotify.snapshot import Snapshot
+from fusenotify.status import MOST_DEAF_PATHS, MOST_QUEUES, Histogram, Latency, Replays, Status
 from fusenotify.store import Store
 from fusenotify.stream import Stream
+from fusenotify.telling import Teller
 from fusenotify.translation import Translator
 from fusenotify.tree import Tree
 from fusenotify.watchers.inotify import InotifyWatcher
@@ -89,15 +95,10 @@ class Export:
         self.filesystems = Filesystems(str(source))
         self.watcher = InotifyWatcher()
         stack.callback(self.watcher.close)
-        echoes = Echoes()
         self.tree = Tree(self.backing.root_key)
-        stream = Stream(self.watcher)
-        crawler = Crawler(self.backing, self.watcher, stream, self.tree, self.filesystems)
-        exchanges = Exchanges(self.backing, stream, crawler, self.tree, echoes)
-        self._translator = Translator(self.backing, self.watcher, stream, crawler, exchanges, self.tree, echoes)
         self.groups = Groups(self.tree, owner=os.geteuid(), watch_other=watch_other)
-        self.hearing = Hearing(self.watcher, stream, self._translator, crawler, exchanges, echoes, self.groups, on_loop)
-        self.hearing.before_crawl = self._ask_distant
+        self._sent = Histogram()
+        self._wire_event_path(on_loop)
 
         with contextlib.closing(self.backing.find_root()) as root:
             self.store = Store(state_dir, root.identity)
@@ -110,6 +111,26 @@ class Export:
         self._locator = Locator(self.backing, self.table, self.tree, self.whereabouts, sealer)
         self._root = Root(self.backing, str(source), self.filesystems)
 
+    def _wire_event_path(self, on_loop: Callable[[Callable[[], None]], Callable[[], None]]) -> None:
+        """Make what turns the watcher's bytes into events."""
+        echoes = Echoes()
+        stream = Stream(self.watcher)
+        snapshot = Snapshot()
+        crawler = Crawler(self.backing, self.watcher, stream, self.tree, self.filesystems, snapshot)
+        exchanges = Exchanges(self.backing, stream, crawler, self.tree, echoes)
+        claims = Claims(self.backing, self.tree, echoes)
+        self._teller = Teller(snapshot)
+        arrivals = Arrivals(crawler, self._teller, snapshot)
+        self._translator = Translator(
+            self.watcher, stream, crawler, exchanges, self.tree, claims, self._teller, arrivals
+        )
+        comparison = Comparison(self.backing, self.watcher, crawler, self.tree, snapshot, self._teller, arrivals)
+        self._recovery = Recovery(self.watcher, stream, crawler, claims, self._translator, comparison)
+        self.hearing = Hearing(
+            self.watcher, stream, self._translator, self._recovery, crawler, claims, self.groups, on_loop
+        )
+        self.hearing.before_crawl = self._ask_distant
+
     async def crawl(self) -> None:
         """Set every watch; from then on no change is missed."""
         await self.hearing.crawl()
@@ -121,10 +142,11 @@ class Export:
             groups=self.groups,
             locator=self._locator,
             epoch=self._epoch,
-            position=lambda: self._translator.seq,
+            position=lambda: self._teller.seq,
             caught_up=self.hearing.caught_up,
             quiet=quiet,
             status=self._status,
+            sent=self._sent,
         )
 
     async def run(self, services: Services, listeners: Sequence[Listener]) -> None:
@@ -147,12 +169,8 @@ class Export:
 
     @property
     def deaf(self) -> int:
-        """How many directories are not watched, or lie where the kernel tells of this machine's changes only.
-
-        That is so on FUSE, NFS, CIFS and the like.
-        """
-        distant = self.filesystems.distant
-        return self.watcher.deaf + (sum(key.device in distant for key in self.tree.by_key) if distant else 0)
+        """How many directories are not heard."""
+        return len(self._recovery.deaf)
 
     async def _ask_distant(self) -> None:
         """Find out which of the filesystems in the tree are silent, before they are looked at."""
@@ -165,21 +183,28 @@ class Export:
                     nursery.start_soon(functools.partial(ask, abandon_on_cancel=True))
 
     def _status(self) -> Status:
+        deaf, queues = self._recovery.deaf, self.groups.report()
         return Status(
             pid=os.getpid(),
             source=os.fsencode(self._source),
             mountpoint=os.fsencode(self._mountpoint),
             watcher=self.watcher.name,
             native="off",
-            cursor=format_cursor(self._epoch, self._translator.seq),
+            cursor=format_cursor(self._epoch, self._teller.seq),
             watches=self.watcher.watches,
             overflows=self._translator.overflows,
-            recoveries=0,
-            deaf=self.deaf,
+            recoveries=self._recovery.done,
+            deaf=len(deaf),
             groups=len(self.groups),
             nodes=len(self.table),
             replays=Replays(),
             state=self._root.state(has_left=self._translator.root_gone),
+            deaf_paths=list(topmost(deaf, MOST_DEAF_PATHS)),
+            watch_limit=self.watcher.limit,
+            told=self._teller.seq,
+            dropped=sum(queue.dropped for queue in queues),
+            queues=queues[:MOST_QUEUES],
+            latency=Latency(self.hearing.latency, self._sent),
         )
 
 

@@ -11,6 +11,7 @@ from fusenotify.errors import LimitReached, NotPermitted, UsageError
 from fusenotify.events import ALWAYS, EXCHANGE, IS_DIR, LOCAL, OTHER_IS_DIR, OVERFLOW, RECOVERED, EventRecord
 from fusenotify.protocol import DIR, LOCAL_ORIGIN, REMOTE_ORIGIN, SUBTREE, AddMark
 from fusenotify.queue import DEFAULT_LIMIT, Batch, Queue
+from fusenotify.status import QueueStatus
 from fusenotify.tree import ROOT_PATH, Directory, Tree
 
 MOST_GROUPS_PER_UID: Final = 1024
@@ -291,6 +292,21 @@ class Groups:
             batch = Batch(records)
             for group in self._groups:
                 group.publish(batch)
+
+    def report(self) -> list[QueueStatus]:
+        """Return the groups in figures, those first that have most to read."""
+        figures = [
+            QueueStatus(
+                group.uid,
+                group.marks,
+                len(group.queue),
+                group.queue.limit,
+                group.queue.dropped,
+                group.queue.overflows,
+            )
+            for group in self._groups
+        ]
+        return sorted(figures, key=lambda figure: figure.waiting, reverse=True)
 
     @property
     def all_read(self) -> bool:

@@ -11,14 +11,17 @@ from typing import Final
 
 import trio
 
+from fusenotify.claims import Claims
 from fusenotify.crawler import Crawler
-from fusenotify.echoes import Echoes, LocalOperation
+from fusenotify.echoes import LocalOperation
 from fusenotify.events import EventRecord
-from fusenotify.exchanges import Exchanges
 from fusenotify.groups import Debt, Groups
-from fusenotify.joiner import OVERFLOWED, Item, Joiner
+from fusenotify.joiner import Item, Joiner
+from fusenotify.recovery import Recovery
+from fusenotify.renames import LostTrackError
+from fusenotify.status import Histogram
 from fusenotify.stream import Stream
-from fusenotify.translation import Translator
+from fusenotify.translation import OverflowedError, Translator
 from fusenotify.watchers.inotify import InotifyWatcher
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,9 @@ _PARTNER_TIMEOUT: Final = 0.005
 # The same where the old name is there again and nothing has told of that: all that can follow is the other half of an
 # exchange, whose author may have lost the processor, unless the backing filesystem does not tell of everything.
 _HALF_TIMEOUT: Final = 1.0
+# How often the directories are compared in which nothing is heard: seconds, or so many times what that takes.
+_DEAF_INTERVAL: Final = 2.0
+_DEAF_SHARE: Final = 20
 
 
 class Hearing:
@@ -37,6 +43,7 @@ class Hearing:
 
     Attributes:
         before_crawl: awaited before the whole tree is looked at.
+        latency: how long events took from being read from the kernel until queued.
     """
 
     def __init__(
@@ -44,9 +51,9 @@ class Hearing:
         watcher: InotifyWatcher,
         stream: Stream,
         translator: Translator,
+        recovery: Recovery,
         crawler: Crawler,
-        exchanges: Exchanges,
-        echoes: Echoes,
+        claims: Claims,
         groups: Groups,
         on_loop: Callable[[Callable[[], None]], Callable[[], None]],
     ) -> None:
@@ -54,11 +61,14 @@ class Hearing:
         self._watcher = watcher
         self._stream = stream
         self._translator = translator
-        self._echoes = echoes
+        self._recovery = recovery
+        self._claims = claims
         self._crawler = crawler
-        self._exchanges = exchanges
+        self._exchanges = translator.exchanges
         self.before_crawl: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self._groups = groups
+        self.latency = Histogram()
+        self._read_at = time.monotonic()  # when what is being told was read from the kernel
         self._ended = False
         self._joiner = Joiner()
         self._held: list[Item] = []  # a rename that may be half an exchange, or a pair that may be a whole one
@@ -71,6 +81,7 @@ class Hearing:
         self._slice_end = 0.0
         self._waiters: list[tuple[int, trio.Event]] = []
         self._has_to_start_over = False
+        self._next_look = 0.0  # at the directories that are deaf
         self.wake = on_loop(self._wake)  # to be called when there may be something to tell
         watcher.on_data = self.wake
 
@@ -90,12 +101,16 @@ class Hearing:
                 try:
                     if self._has_to_start_over:
                         self._has_to_start_over = False
-                        await self._start_over()
+                        await self._recover(relist=True)
                     await self._work_off()
+                except OverflowedError:
+                    await self._recover(relist=False)
+                except LostTrackError:
+                    await self._recover(relist=True)
                 except Exception:
                     log.exception("the event path stumbled; what may have been lost is told as an overflow")
-                    await self._start_over()
-                await self._work.wait()
+                    await self._recover(relist=True)
+                await self._wait()
 
     def end(self) -> None:
         """Tell every group that the tree is heard no more, and nothing after that."""
@@ -119,7 +134,7 @@ class Hearing:
 
         Its event is published at its place in the stream.
         """
-        self._echoes.add(operation)
+        self._claims.note(operation)
 
     async def caught_up(self) -> None:
         """Return when everything that has happened on the backing tree before this call has been published."""
@@ -135,17 +150,42 @@ class Hearing:
         self._work.set()
 
     def _publish(self, records: list[EventRecord]) -> None:
-        if not self._ended:
+        if records and not self._ended:
             self._groups.publish(records)
+            self.latency.note(time.monotonic() - self._read_at, len(records))
 
-    async def _start_over(self) -> None:
-        """Go on as after an overflow of the kernel's queue; an error in that is the end."""
+    async def _wait(self) -> None:
+        """Wait for work, and look at what is deaf meanwhile, as often as a small part of the time allows."""
+        if not self._recovery.has_deaf or self._translator.root_gone:
+            await self._work.wait()
+            return
+        with trio.move_on_at(self._next_look):
+            await self._work.wait()
+        began = trio.current_time()
+        if began >= self._next_look and not self._has_untold:
+            await self.before_crawl()
+            for records in self._recovery.look_at_deaf():
+                self._publish(records)
+                await self._take_turns()
+            now = trio.current_time()
+            self._next_look = now + max(_DEAF_INTERVAL, _DEAF_SHARE * (now - began))
+
+    async def _recover(self, *, relist: bool) -> None:
+        """Tell what was missed; an error in that is the end."""
         await self.before_crawl()
         self._held.clear()
         self._joiner = Joiner()
-        for records in self._translator.start_over(time.time_ns()):
+        for records in self._recovery.run(self._processed, relist=relist):
             self._publish(records)
+            if self._recovery.told_to > self._processed:
+                self._finish(self._recovery.told_to)
             await self._take_turns()
+        if self._recovery.root_gone:
+            for records in self._translator.end():
+                self._publish(records)
+        self._patience = None
+        self._passed_on = self._recovery.told_to
+        self._finish(self._passed_on)
         self._work.set()
 
     async def _take_turns(self) -> None:
@@ -157,7 +197,7 @@ class Hearing:
 
     @property
     def _unsettled(self) -> bool:
-        return bool(self._echoes or self._joiner.waiting or self._held)
+        return bool(self._claims or self._joiner.waiting or self._held)
 
     async def _listen(self) -> None:
         while True:
@@ -170,6 +210,7 @@ class Hearing:
             position = self._watcher.drain()
             while (chunk := self._stream.next()) is not None:
                 end, events = chunk
+                self._read_at = self._watcher.read_at(end)
                 await self._pass_on(self._joiner.feed(events))
                 self._passed_on = end
                 await self._pay_debts()
@@ -181,7 +222,7 @@ class Hearing:
             await self._pay_debts()
             if self._watcher.drain() == position:
                 self._finish(position)
-                if not self._groups.debts:
+                if not self._groups.debts and not await self._see():
                     return
 
     async def _await_partner(self) -> None:
@@ -206,7 +247,7 @@ class Hearing:
             await self._pass_on(flushed)
         elif not self._joiner.waiting and not self._stream.has_unread and self._has_waited_enough():
             held, self._held = self._held, []
-            end = self._translator.until_known(held)
+            end = self._claims.until_known(held)
             self._held = held[end:]
             await self._translate(held[:end])
 
@@ -218,7 +259,7 @@ class Hearing:
         held, self._held = self._held, []
         items = held + items
         end = len(items) - self._exchanges.undecided(items, more_follows=self._joiner.waiting)
-        end = min(end, self._translator.until_known(items))
+        end = min(end, self._claims.until_known(items))
         if end < len(items):
             self._held = items[end:]
             self._held_until = trio.current_time() + _HALF_TIMEOUT
@@ -227,8 +268,6 @@ class Hearing:
         await self._translate(items[:end])
 
     async def _translate(self, items: list[Item]) -> None:
-        if any(item[1] == OVERFLOWED for item in items):
-            await self.before_crawl()  # the whole tree will be looked at
         for records in self._translator.translate(items, time.time_ns()):
             self._publish(records)
             await self._take_turns()
@@ -253,6 +292,12 @@ class Hearing:
                 debt.tries += 1
                 unpaid.append(debt)
         debts.extend(unpaid)
+
+    async def _see(self) -> bool:
+        """Look at what has been told, in case it has to be recovered later; return whether there is more to tell."""
+        for _ in self._recovery.see(lambda: self._has_untold):
+            await self._take_turns()
+        return self._has_untold
 
     @property
     def _has_untold(self) -> bool:

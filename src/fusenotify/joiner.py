@@ -23,7 +23,6 @@ IN_UNMOUNT: Final = 0x2000
 IN_Q_OVERFLOW: Final = 0x4000
 IN_IGNORED: Final = 0x8000
 IN_ISDIR: Final = 0x40000000
-OVERFLOWED: Final = -1  # the watch descriptor of IN_Q_OVERFLOW (inotify(7))
 _IN_MOVE: Final = IN_MOVED_FROM | IN_MOVED_TO
 
 _HEADER: Final = struct.Struct("iIII")

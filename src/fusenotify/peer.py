@@ -1,6 +1,7 @@
 """One client as the daemon sees it, whatever carries its frames: requests in, answers and events out."""
 
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from fusenotify.protocol import (
     Sync,
     Welcome,
 )
-from fusenotify.status import Status
+from fusenotify.status import Histogram, Status
 from fusenotify.tree import Directory
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Services:
         caught_up: waits until every change on the backing tree made before is queued.
         quiet: waits until every request of the mount made before is carried out.
         status: tells how the daemon is.
+        sent: where it is noted how long events took from being told until handed to a client.
     """
 
     groups: Groups
@@ -63,6 +65,7 @@ class Services:
     caught_up: Callable[[], Awaitable[None]]
     quiet: Callable[[], Awaitable[None]]
     status: Callable[[], Status]
+    sent: Histogram
 
 
 class Peer:
@@ -262,6 +265,8 @@ class Peer:
             frame = protocol.encode_events(mark, batch)
             if len(frame) <= room:
                 queue.pop()
+                last = batch.records[-1]
+                self._services.sent.note((time.time_ns() - last.time_ns) * 1e-9, len(batch))
                 return frame
             if len(batch) == 1:
                 if required:

@@ -9,6 +9,7 @@ rename): they are evidence of which directory it was, and go no further.
 
 import bisect
 from collections import deque
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 from fusenotify.joiner import (
@@ -17,12 +18,15 @@ from fusenotify.joiner import (
     IN_MOVE_SELF,
     IN_MOVED_FROM,
     IN_MOVED_TO,
+    Item,
+    Move,
     RawEvent,
     parse,
 )
 
 # What is moved to a name may take it from another directory, an empty one, of which nothing else is told.
 _LEAVING: Final = IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO
+_DELETED_DIRECTORY: Final = IN_DELETE | IN_ISDIR
 
 
 class Source(Protocol):
@@ -99,6 +103,15 @@ class Stream:
         """Whether a directory is to leave a name (be deleted or renamed) in what was read and has not been told."""
         return (wd, name) in self._leaving
 
+    def passes(self, item: Item) -> None:
+        """Take note of the directories that leave a name by what is told next."""
+        if isinstance(item, Move):
+            for wd, name in (item.old_wd, item.old_name), (item.new_wd, item.new_name):
+                if item.is_dir and wd is not None:
+                    self.left(wd, name)
+        elif item[2] & _DELETED_DIRECTORY == _DELETED_DIRECTORY:
+            self.left(item[1], item[4])
+
     def left(self, wd: int, name: bytes) -> None:
         """Take note that a directory has left a name: this has been told."""
         positions = self._leaving[wd, name]
@@ -123,6 +136,22 @@ class Stream:
             self._self_moves[wd].drop_first()
             if not self._self_moves[wd]:
                 del self._self_moves[wd]
+
+    def pending(self) -> Iterator[RawEvent]:
+        """Yield what has been parsed and not been returned."""
+        for _, events in self._parsed:
+            yield from events
+
+    def skip(self) -> Iterator[tuple[int, list[RawEvent]]]:
+        """Yield whatever has happened by now, as `next` does: none of it is to be told."""
+        now = self._source.drain()
+        end = 0
+        while end < now and (chunk := self.next()) is not None:
+            end = chunk[0]
+            yield chunk
+        self._leaving.clear()
+        self._self_moves.clear()
+        self._moved.clear()
 
     def look_ahead(self) -> None:
         """Read whatever has happened by now."""

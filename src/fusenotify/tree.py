@@ -62,6 +62,15 @@ class Directory:
         """Path below the root, `.` for the root itself."""
         return self.prefix[:-1] or ROOT_PATH
 
+    def known_names(self, position: int) -> set[bytes] | None:
+        """Return the names listeners know where the listing may have told what the stream tells again from `position`.
+
+        None where nothing is told twice.
+        """
+        if self.announced is not None and position >= self.announced_until:
+            self.announced = None
+        return self.announced
+
     def below(self) -> "Iterator[Directory]":
         """Yield this directory and every one below it."""
         stack = [self]
@@ -94,6 +103,10 @@ class Tree:
     def __len__(self) -> int:
         return len(self.by_key)
 
+    def heard_by(self, wd: int | None) -> Directory | None:
+        """Return the directory that a watch is set on, None if it is none of the tree."""
+        return self.by_wd.get(wd) if wd is not None else None
+
     def attach(
         self, parent: Directory, name: bytes, wd: int | None, key: InodeKey
     ) -> tuple[Directory, list[Directory]]:
@@ -102,10 +115,8 @@ class Tree:
         if known is not None and known.key == key and known.wd == wd:
             return known, []
         gone = self.detach(parent.children[name]) if name in parent.children else []
-        directory = Directory(parent, name, None, key)
-        parent.children[name] = directory
-        self.by_key[key] = directory
-        self.set_wd(directory, wd)
+        directory = Directory(parent, name, wd, key)
+        self.add(directory, parent, name)
         return directory, gone
 
     def set_wd(self, directory: Directory, wd: int | None) -> None:
@@ -161,27 +172,11 @@ class Tree:
         parent.children[name] = directory
         directory.forget_prefix()
 
-    def rearrange(self, layout: dict[Directory, tuple[Directory | None, bytes, int | None]]) -> list[Directory]:
-        """Make the tree what a fresh crawl has found: directory -> (parent, name, wd). Return what has left it.
-
-        Directories keep their objects, and with them the marks on them, wherever they have moved.
-        """
-        gone = [directory for directory in self.by_key.values() if directory not in layout]
-        self.by_wd.clear()
-        self.by_key.clear()
-        for directory in gone:
-            directory.gone = True
-        for directory in layout:
-            directory.children.clear()
-        for directory, (parent, name, wd) in layout.items():
-            directory.parent, directory.name, directory.wd, directory.gone = parent, name, wd, False
-            if parent is not None:
-                parent.children[name] = directory
-            if wd is not None:
-                self.by_wd[wd] = directory
-            self.by_key[directory.key] = directory
-        self.root.forget_prefix()
-        return gone
+    def add(self, directory: Directory, parent: Directory, name: bytes) -> None:
+        """Put a directory that is not in the tree under a name that is free."""
+        self._place(directory, parent, name)
+        self.by_key[directory.key] = directory
+        self.set_wd(directory, directory.wd)
 
     def contains(self, directory: Directory) -> bool:
         """Whether a directory is still in the tree."""

@@ -141,5 +141,7 @@ def _add_watch(command: argparse.ArgumentParser) -> None:
 
 def _add_status(command: argparse.ArgumentParser) -> None:
     command.add_argument("target", nargs="?", metavar="TARGET", help="a path on a mount, or where a daemon listens")
-    command.add_argument("--json", action="store_true", help="print JSON")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--prometheus", action="store_true", help="print metrics for Prometheus")
     _add_credentials(command)

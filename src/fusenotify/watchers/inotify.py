@@ -8,16 +8,19 @@ import contextlib
 import errno
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from fcntl import ioctl
+from pathlib import Path
 from termios import FIONREAD
 from typing import Final
 
 from inotify_simple import INotify, flags
 
 from fusenotify._linux import proc_path
+from fusenotify.backing import Entry, entries_of
 from fusenotify.errors import EnvironmentProblem
 from fusenotify.identity import InodeKey
 
@@ -43,8 +46,8 @@ _CHUNK: Final = 64 * 1024  # bytes worked on before the kernel's queue is draine
 # overflow event is better than no memory.
 _BUFFER_LIMIT: Final = 64 * 1024 * 1024
 _LIMIT_ADVICE: Final = (
-    "the limit of inotify watches is reached, so changes in some directories are not heard; "
-    "raise it with `sysctl fs.inotify.max_user_watches=1048576` and mount again"
+    "the limit of inotify watches is reached, so changes in some directories are not heard but found by looking, late; "
+    "raise it with `sysctl fs.inotify.max_user_watches=1048576`"
 )
 
 
@@ -55,14 +58,14 @@ class Adoption:
     Attributes:
         wd: its watch descriptor; None where it could not be watched.
         key: device and inode number.
-        entries: (name, is it a directory) of what was in it right after the watch was set.
+        entries: (name, is it a directory, inode number) of what was in it right after the watch was set.
         overlaps: whether events came before the end of the listing, so that both may tell the same.
         until: the position in the stream at the end of the listing.
     """
 
     wd: int | None
     key: InodeKey
-    entries: list[tuple[bytes, bool]]
+    entries: list[Entry]
     overlaps: bool
     until: int
 
@@ -97,6 +100,8 @@ class InotifyWatcher:
         self._untold = 0  # bytes read and not told yet, here or with whoever took them
         self._read = 0
         self._taken = 0
+        self._reads: deque[tuple[int, float]] = deque()  # (position, time) of what was read and is not told yet
+        self._emptied: deque[tuple[int, int]] = deque([(0, time.time_ns())])  # (position, time) of empty kernel queues
         self._available = bytearray(4)
 
     def close(self) -> None:
@@ -112,6 +117,14 @@ class InotifyWatcher:
     def watches(self) -> int:
         """How many watches are set."""
         return len(self._keys)
+
+    @property
+    def limit(self) -> int:
+        """How many watches the user may have in all, 0 where the kernel does not say."""
+        try:
+            return int(Path("/proc/sys/fs/inotify/max_user_watches").read_text())
+        except OSError:
+            return 0
 
     @property
     def deaf(self) -> int:
@@ -130,7 +143,7 @@ class InotifyWatcher:
 
     def drain(self) -> int:
         """Move what the kernel holds into the buffer and return the position behind it, in bytes."""
-        fd = self._inotify.fileno()
+        fd, now = self._inotify.fileno(), time.time_ns()
         ioctl(fd, FIONREAD, self._available)
         waiting = int.from_bytes(self._available, "little")
         while waiting > 0 and self._untold < _BUFFER_LIMIT:
@@ -138,8 +151,13 @@ class InotifyWatcher:
             self._buffer.append(data)
             self._untold += len(data)
             self._read += len(data)
+            self._reads.append((self._read, time.monotonic()))
             waiting -= len(data)
             self.on_data()
+        if not waiting:
+            if self._emptied[-1][0] == self._read:
+                self._emptied.pop()
+            self._emptied.append((self._read, now))
         return self._read + waiting
 
     def take(self) -> tuple[int, bytes] | None:
@@ -153,6 +171,21 @@ class InotifyWatcher:
     def told(self, position: int) -> None:
         """Take note that everything before a position has been worked off and takes no memory any more."""
         self._untold = self._read - position
+        while self._reads and self._reads[0][0] <= position:
+            self._reads.popleft()
+        while len(self._emptied) > 1 and self._emptied[1][0] <= position:
+            self._emptied.popleft()
+
+    def read_at(self, position: int) -> float:
+        """Return when what stands before a position was read from the kernel, as `time.monotonic` does."""
+        return next((when for end, when in self._reads if end >= position), time.monotonic())
+
+    def heard_until(self, position: int) -> int:
+        """Return the time, in nanoseconds since the epoch, before which nothing can be missing from the stream.
+
+        `position` is where the stream is looked at: what the last call of `told` was given, or behind that.
+        """
+        return max((when for end, when in self._emptied if end <= position), default=0)
 
     # --- the watches -----------------------------------------------------------------------------------------------
 
@@ -173,10 +206,10 @@ class InotifyWatcher:
         key = InodeKey(stat.st_dev, stat.st_ino)
         before = self.drain()
         has_raised_events = key in self._wds
-        wd = self._watch(directory_fd, key)
-        entries: list[tuple[bytes, bool]] = []
+        wd = self.watch(directory_fd, key)
+        entries: list[Entry] = []
         with contextlib.suppress(FileNotFoundError), os.scandir(directory_fd) as listing:
-            entries = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in listing]
+            entries = entries_of(listing)
         until = self.drain()
         return Adoption(wd, key, entries, has_raised_events or until > before, until)
 
@@ -186,7 +219,11 @@ class InotifyWatcher:
         adoption = self.adoptions.get(key) if key is not None else None
         return self.adoptions.pop(adoption.key) if adoption is not None and adoption.wd == wd else None
 
-    def _watch(self, directory_fd: int, key: InodeKey) -> int | None:
+    def watch(self, directory_fd: int, key: InodeKey) -> int | None:
+        """Watch a directory, unless that is so already, and return its watch descriptor; None where it cannot be.
+
+        As long as a directory lives it has the same one, and nothing else ever has it.
+        """
         try:
             wd: int = self._inotify.add_watch(proc_path(directory_fd), _MASK)
         except OSError as error:

@@ -1,0 +1,373 @@
+"""Compares the tree with what listeners know of it, and tells them the differences.
+
+Looking and telling are two steps, because what has gone from one directory may turn up in another one: only when all
+have been looked at is a rename known for what it is. A directory is the same as before if its watch is, a file if its
+inode number is and it was born before anything was missed, as inode numbers are used again.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from fusenotify.arrivals import Arrivals
+from fusenotify.backing import Backing, Entry, entries_of
+from fusenotify.crawler import Crawler
+from fusenotify.events import CREATE, DELETE, IS_DIR, MODIFY, RECOVERED, EventRecord
+from fusenotify.identity import InodeKey
+from fusenotify.snapshot import UNKNOWN, Snapshot, numbered
+from fusenotify.telling import Teller
+from fusenotify.tree import ROOT_PATH, Directory, Tree
+from fusenotify.watchers.inotify import InotifyWatcher
+
+# A change has its time before it raises its event, and whoever makes it may lose the processor in between.
+_IN_FLIGHT: Final = 1_000_000_000  # nanoseconds
+_CLOCK_TICK: Final = 20_000_000  # nanoseconds that filesystems' clocks may lag behind
+_DEEPEST: Final = 16384  # no path is longer, in bytes
+_TURN: Final = 256  # files looked at before other work may be done
+
+Place = tuple[Directory, bytes]
+
+
+@dataclass(slots=True)
+class _Difference:
+    """What has changed in one directory.
+
+    Attributes:
+        appeared: names that were not known, or stand for something else: (name, numbered object).
+        vanished: names that have gone.
+        modified: names of files that have changed.
+        itself: whether the directory has changed.
+        stamps: the times of change of the files, and of the directory itself under an empty name; where asked for.
+        names: what is there, where the stream may tell the same again.
+        until: the position in the stream at the end of the listing.
+    """
+
+    appeared: list[tuple[bytes, int]] = field(default_factory=list)
+    vanished: list[bytes] = field(default_factory=list)
+    modified: list[bytes] = field(default_factory=list)
+    itself: bool = False
+    stamps: dict[bytes, int] | None = None
+    names: set[bytes] | None = None
+    until: int = 0
+
+
+class Comparison:
+    """Looks at directories and tells what listeners do not know yet.
+
+    Attributes:
+        compared: the directories that the last look has reached.
+        unreached: those that it has not: by then they had moved again, or had gone.
+    """
+
+    def __init__(
+        self,
+        backing: Backing,
+        watcher: InotifyWatcher,
+        crawler: Crawler,
+        tree: Tree,
+        snapshot: Snapshot,
+        teller: Teller,
+        arrivals: Arrivals,
+    ) -> None:
+        self.compared: set[Directory] = set()
+        self.unreached: set[Directory] = set()
+        self._backing = backing
+        self._watcher = watcher
+        self._crawler = crawler
+        self._tree = tree
+        self._snapshot = snapshot
+        self._teller = teller
+        self._arrivals = arrivals
+        self._since = 0
+        self._places: dict[Directory, Place] = {}  # where directories are that are new or not where they were
+        self._new_by_wd: dict[int, Directory] = {}
+        self._found: dict[Directory, _Difference] = {}
+        self._unread: list[Directory] = []  # new ones
+        self._keeps_names = False
+        self._is_stamping = False
+        self._stamps: dict[Directory, dict[bytes, int]] = {}  # of what is compared again and again
+
+    def see(self, has_untold: Callable[[], bool]) -> Iterator[None]:
+        """Find out which inodes the names stand for that were told of, as long as nothing waits to be told.
+
+        Else what a look shows may be something else than what was told of.
+        """
+        unseen = self._snapshot.unseen
+        while unseen and not has_untold():
+            directory, name = unseen[0]
+            is_wanted = self._snapshot.known(directory).get(name) == numbered(UNKNOWN, is_dir=False)
+            if is_wanted and self._tree.contains(directory) and not self._crawler.is_distant(directory):
+                found = self._backing.stat_beneath(directory.prefix + name)
+                if has_untold():
+                    return
+                if found is not None and not stat.S_ISDIR(found.st_mode):
+                    self._snapshot.put(directory, name, numbered(found.st_ino, is_dir=False))
+            unseen.popleft()
+            yield
+
+    def keep_stamps(self, directories: Iterable[Directory]) -> None:
+        """Forget the times of change that were seen, but for those in some directories."""
+        self._stamps = {one: self._stamps[one] for one in directories if one in self._stamps}
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    def look(
+        self, work: Iterable[Directory], since: int, *, relist: bool, keep_names: bool, stamp: bool = False
+    ) -> Iterator[list[EventRecord]]:
+        """Find the differences of some directories, and what is in those that are new.
+
+        Yields nothing but chances to do other work. The tree has to stay as it is until they have been told.
+
+        Args:
+            work: directories of the tree.
+            since: time in nanoseconds before which no change has been missed.
+            relist: whether to list also those directories that have not changed since.
+            keep_names: whether the stream will be told from the beginning of this on, and so may tell the same again.
+            stamp: whether this is done again and again, as nothing is heard. Then a change is known by its time being
+                another one than before, as the clock may be somebody else's.
+        """
+        self._since = since
+        self._places, self._new_by_wd, self._found = {}, {}, {}
+        self._unread.clear()
+        self._keeps_names, self._is_stamping = keep_names, stamp
+        late: list[Directory] = []
+        for directory in sorted(work, key=_depth):
+            if not (yield from self._look_at(directory, relist=relist)):
+                late.append(directory)  # it has moved, or one above it has: by the end it is known where to
+            yield []
+        self.unreached.clear()
+        for directory in late:
+            if not (yield from self._look_at(directory, relist=relist)):
+                self.unreached.add(directory)
+        self.compared = set(self._found)
+
+    def _look_at(self, directory: Directory, *, relist: bool) -> Generator[list[EventRecord], None, bool]:
+        """Compare a directory and all that is new in it; return whether it was where it is thought to be."""
+        if not (yield from self._compare(directory, relist=relist)):
+            return False
+        while self._unread:
+            yield from self._compare(self._unread.pop(), relist=True)
+        return True
+
+    def _compare(self, directory: Directory, *, relist: bool) -> Generator[list[EventRecord], None, bool]:
+        path = self._path_of(directory)
+        reached = self._crawler.reach(path) if path is not None else None
+        if reached is None or reached.key != directory.key:
+            if reached is not None and reached.fd is not None:
+                os.close(reached.fd)
+            return False
+        if reached.fd is not None:
+            try:
+                yield from self._compare_open(self._watched(directory, reached.fd), reached.fd, relist=relist)
+            finally:
+                os.close(reached.fd)
+        return True
+
+    def _watched(self, directory: Directory, fd: int) -> Directory:
+        """Have a directory watched, and return what it is: another one, if its inode number has been used again."""
+        wd = self._watcher.watch(fd, directory.key)
+        if directory.wd is not None and wd is not None and wd != directory.wd:
+            place = self._places.pop(directory, None) or (directory.parent, directory.name)
+            assert place[0] is not None  # the root is held open
+            return self._new(place[0], place[1], wd, directory.key)
+        if wd != directory.wd and self._tree.contains(directory):
+            self._tree.set_wd(directory, wd)
+        return directory
+
+    def _compare_open(self, directory: Directory, fd: int, *, relist: bool) -> Iterator[list[EventRecord]]:
+        known = self._snapshot.known(directory)
+        stamps: dict[bytes, int] | None = {} if self._is_stamping else None
+        has_changed = self._has_changed(directory, b"", os.fstat(fd), stamps)
+        difference = _Difference(itself=has_changed and self._tree.contains(directory), stamps=stamps)
+        if relist or has_changed:
+            entries: list[Entry] = []
+            with contextlib.suppress(FileNotFoundError), os.scandir(fd) as listing:
+                entries = entries_of(listing)
+            difference.names = {name for name, _, _ in entries}
+            difference.vanished = [name for name in known if name not in difference.names]
+            self._compare_names(directory, known, entries, difference)
+        else:
+            difference.names = set(known)
+        difference.until = self._watcher.drain()
+        appeared = [name for name, _ in difference.appeared]
+        same = difference.names.difference(appeared)
+        files = [name for name, number in known.items() if not number & 1 and name in same]
+        for number, name in enumerate(files if stamps is None else files + appeared, 1):
+            with contextlib.suppress(OSError):  # gone: the stream tells
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                if self._has_changed(directory, name, status, stamps) and name in same:
+                    difference.modified.append(name)
+            if number % _TURN == 0:
+                yield []
+        if not self._keeps_names:
+            difference.names = None
+        self._found[directory] = difference
+
+    def _compare_names(
+        self, directory: Directory, known: dict[bytes, int], entries: list[Entry], difference: _Difference
+    ) -> None:
+        for name, is_dir, inode in entries:
+            was, number = known.get(name), numbered(inode, is_dir=is_dir)
+            if is_dir:
+                child = directory.children.get(name)
+                if was is None or child is None or child.key.number != inode:
+                    self._meet(directory, name)
+            elif was is None or (was != number and was != numbered(UNKNOWN, is_dir=False)):
+                difference.appeared.append((name, number))
+
+    def _meet(self, parent: Directory, name: bytes) -> None:
+        """Find out which directory it is that was not known to be here."""
+        path = self._path_of(parent)
+        reached = self._crawler.reach(_joined(path, name)) if path is not None else None
+        if reached is None or (reached.fd is None and name in parent.children):
+            return  # gone again, which the stream tells; or out of reach for now
+        wd = None
+        if reached.fd is not None:
+            wd = self._watcher.watch(reached.fd, reached.key)
+            os.close(reached.fd)
+        known = self._tree.heard_by(wd) if wd is not None else self._tree.by_key.get(reached.key)
+        if known is None or (known.wd is not None and wd is None):
+            if wd is None or wd not in self._new_by_wd:
+                self._unread.append(self._new(parent, name, wd, reached.key))
+        elif (known.parent, known.name) != (parent, name) and not self._is_elsewhere(known):
+            self._places[known] = parent, name
+
+    def _new(self, parent: Directory, name: bytes, wd: int | None, key: InodeKey) -> Directory:
+        directory = Directory(parent, name, wd, key)
+        self._places[directory] = parent, name
+        if wd is not None:
+            self._new_by_wd[wd] = directory
+        return directory
+
+    def _is_elsewhere(self, directory: Directory) -> bool:
+        """Whether a directory is where it was as well: a bind mount shows it twice, and it has one watch."""
+        if directory in self._places or directory in self._found:
+            return True
+        path = self._path_of(directory)
+        reached = self._crawler.reach(path) if path is not None else None
+        if reached is None or reached.fd is None:
+            return False
+        try:
+            return reached.key == directory.key and self._watcher.watch(reached.fd, reached.key) == directory.wd
+        finally:
+            os.close(reached.fd)
+
+    def _path_of(self, directory: Directory) -> bytes | None:
+        """Return where a directory is by what has been found so far; None where that makes no sense."""
+        names: list[bytes] = []
+        while directory is not self._tree.root:
+            parent, name = self._places.get(directory) or (directory.parent, directory.name)
+            if parent is None or len(names) > _DEEPEST:
+                return None
+            names.append(name)
+            directory = parent
+        return b"/".join(reversed(names)) or ROOT_PATH
+
+    def _has_changed(
+        self, directory: Directory, name: bytes, status: os.stat_result, stamps: dict[bytes, int] | None
+    ) -> bool:
+        """Whether something may have changed since; no program can set the time of that (ctime)."""
+        if stamps is not None:
+            stamps[name] = status.st_ctime_ns
+            before = self._stamps.get(directory, {}).get(name)
+            if before is not None:
+                return before != status.st_ctime_ns
+        return status.st_ctime_ns >= self._since - _IN_FLIGHT
+
+    # --- telling -----------------------------------------------------------------------------------------------------
+
+    def tell(self) -> Iterator[list[EventRecord]]:
+        """Tell what was found: directories first, from above; what has gone last, as it may have been moved."""
+        depths = {one: path.count(b"/") for one in self._places if (path := self._path_of(one)) is not None}
+        for directory in sorted(depths, key=lambda one: depths[one]):
+            yield from self._put_in_place(directory, *self._places[directory])
+        sources = self._sources()
+        for directory, difference in self._found.items():
+            if self._tree.contains(directory):
+                yield from self._tell_difference(directory, difference, sources)
+        for directory, difference in self._found.items():
+            for name in difference.vanished:
+                if self._tree.contains(directory) and name in self._snapshot.known(directory):
+                    yield from self._tell_gone(directory, name)
+        for wd in self._new_by_wd:
+            if wd not in self._tree.by_wd:
+                self._watcher.unwatch(wd)
+        yield from self._teller.flush()
+
+    def _put_in_place(self, directory: Directory, parent: Directory, name: bytes) -> Iterator[list[EventRecord]]:
+        if not self._tree.contains(parent):
+            return
+        if name in self._snapshot.known(parent):
+            yield from self._tell_gone(parent, name)
+        if self._tree.contains(directory):
+            assert directory.parent is not None
+            self._teller.rename((directory.parent, directory.name), (parent, name), True, None, RECOVERED)
+            yield from self._teller.flush()
+            self._crawler.leave(self._tree.move(directory, parent, name))
+            return
+        self._teller.entry(CREATE, parent, name, True, None, RECOVERED, directory.key.number)
+        yield from self._teller.flush()
+        if directory.gone:  # with what was in its place, and so has everything that is known of what is in it
+            yield from self._arrivals.arrive(parent, name, None)
+        else:
+            self._tree.add(directory, parent, name)
+
+    def _sources(self) -> dict[tuple[int, int], Place]:
+        """Return where files were known to be that are not there any more, by device and `numbered` object."""
+        return {
+            (directory.key.device, number): (directory, name)
+            for directory, difference in self._found.items()
+            for name in [*difference.vanished, *(name for name, _ in difference.appeared)]
+            if (number := self._snapshot.known(directory).get(name, UNKNOWN)) >> 1 != UNKNOWN and not number & 1
+        }
+
+    def _tell_difference(
+        self, directory: Directory, difference: _Difference, sources: dict[tuple[int, int], Place]
+    ) -> Iterator[list[EventRecord]]:
+        for name, number in difference.appeared:
+            if self._snapshot.known(directory).get(name, 0) & 1:
+                yield from self._tell_gone(directory, name)
+            source = sources.pop((directory.key.device, number), None)
+            if source is not None and self._has_moved(*source, number, directory.prefix + name):
+                self._teller.rename(source, (directory, name), False, None, RECOVERED)
+                self._teller.entry(MODIFY, directory, name, False, None, RECOVERED)
+            else:
+                self._teller.entry(CREATE, directory, name, False, None, RECOVERED, number >> 1)
+            if self._teller.is_full:
+                yield self._teller.gathered()
+        for name in difference.modified:
+            self._teller.entry(MODIFY, directory, name, False, None, RECOVERED)
+            if self._teller.is_full:
+                yield self._teller.gathered()
+        if difference.itself:
+            self._teller.tell(MODIFY, directory.path, None, IS_DIR | RECOVERED)
+        if difference.stamps is not None:
+            self._stamps[directory] = difference.stamps
+        if difference.names is not None:
+            directory.announced, directory.announced_until = difference.names, difference.until
+
+    def _has_moved(self, directory: Directory, name: bytes, number: int, path: bytes) -> bool:
+        """Whether what was known as `name` is what is at `path` now, and has not just the same inode number."""
+        if not self._tree.contains(directory) or self._snapshot.known(directory).get(name) != number:
+            return False
+        times = self._backing.times_beneath(path)
+        return times is not None and 0 < times.born < self._since - _CLOCK_TICK
+
+    def _tell_gone(self, parent: Directory, name: bytes) -> Iterator[list[EventRecord]]:
+        is_dir = bool(self._snapshot.known(parent)[name] & 1)
+        self._teller.entry(DELETE, parent, name, is_dir, None, RECOVERED)
+        child = parent.children.get(name)
+        if child is not None:
+            yield from self._teller.flush()
+            self._crawler.leave(self._tree.detach(child))
+
+
+def _depth(directory: Directory) -> int:
+    return directory.prefix.count(b"/")
+
+
+def _joined(path: bytes, name: bytes) -> bytes:
+    return name if path == ROOT_PATH else path + b"/" + name

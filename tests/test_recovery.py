@@ -1,0 +1,284 @@
+"""After an overflow of the kernel's queue everything that was missed is told: by names, by identity, by times."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from fusenotify import Event, Group, Kind, Origin, Reason, open_group
+from tests.harness import PATIENCE, Mount, run
+from tests.soak import SEED, examples
+from tests.test_replica import Mirror, Workload, differences, exchange, tree
+
+STEPS = 24
+NOISE = ("noise", "more noise")
+
+
+def overflow(directory: Path) -> None:
+    """Raise more events than the kernel's queue holds, so that what follows is lost unless somebody reads them."""
+    files = [directory / name for name in NOISE]
+    for file in files:
+        file.touch()
+    for number in range(int(Path("/proc/sys/fs/inotify/max_queued_events").read_text()) + 2):
+        os.utime(files[number % 2])
+    for file in files:
+        file.unlink()
+
+
+@contextlib.contextmanager
+def deafened(mount: Mount) -> Iterator[None]:
+    """Stop the daemon and fill the kernel's queue; what is done in the block is lost."""
+    os.kill(mount.pid, signal.SIGSTOP)
+    try:
+        os.waitid(os.P_PID, mount.pid, os.WSTOPPED)
+        overflow(mount.source)
+        yield
+    finally:
+        os.kill(mount.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("number", range(examples(24, 400)))
+async def test_a_mirror_converges_through_overflows(mount: Mount, number: int) -> None:
+    dice = random.Random(f"{SEED} {number}")
+    outside = mount.source.parent / "outside"
+    outside.mkdir()
+    inside = {"source": mount.source / "in", "mount": mount.mountpoint / "in"}
+    inside["source"].mkdir()
+    for directory in range(dice.choice([0, 1500])):  # with these, looking takes long enough for much to happen
+        (mount.source / "crowd" / f"{directory}").mkdir(parents=True)
+    threads = dice.choice([1, 2])
+    lock = threading.Lock()
+    workloads = [
+        Workload(random.Random(f"{SEED} {number} {one}"), inside, {"source": outside}, threads == 1, lock)
+        for one in range(threads)
+    ]
+    first, sides = workloads[0], dice.choice([("source",), ("source", "mount")])
+
+    def work() -> None:
+        for _ in range(dice.choice([1, 2])):
+            first.run(STEPS, sides)
+            os.kill(mount.pid, signal.SIGSTOP)
+            try:
+                first.run(STEPS // 4, ("source",))  # these are heard, and late
+                overflow(mount.source)
+                first.run(STEPS, ("source",))
+            finally:
+                os.kill(mount.pid, signal.SIGCONT)
+            together = [threading.Thread(target=one.run, args=(STEPS, sides)) for one in workloads]
+            for thread in together:  # while it recovers
+                thread.start()
+            for thread in together:
+                thread.join()
+
+    async with open_group() as group:
+        await group.mark(f"unix:{mount.socket}")
+        mirror = Mirror(group, mount.source)
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as reading:
+                reading.start_soon(mirror.follow, "end")
+                await trio.to_thread.run_sync(work)
+                await group.sync()
+                (mount.source / "end").touch()
+    told = {path: seen for path, seen in mirror.replica.snapshot().items() if path.startswith("in/")}
+    there = tree(mount.source, inside["source"])
+    wrong = {path: (told.get(path), there.get(path)) for path in told | there if told.get(path) != there.get(path)}
+    done = "\n".join(line for workload in workloads for line in workload.log)
+    assert any(event.reason is Reason.KERNEL for event in mirror.events)
+    assert not wrong, f"(told, there): {wrong}\n--- done\n{done}\n--- told\n{mirror.story()}"
+
+
+async def read_until(group: Group, path: str) -> list[Event]:
+    """Return everything up to the event on a path."""
+    events: list[Event] = []
+    with trio.fail_after(PATIENCE):
+        async for event in group:
+            events.append(event)
+            if event.path == path:
+                break
+    return events
+
+
+async def until_settled(group: Group) -> None:
+    """Return when what has been made until now is older than whatever may still be on its way."""
+    made = time.monotonic()
+    while time.monotonic() < made + 1.1:
+        await group.sync()
+    await group.sync()
+
+
+def recovered(events: list[Event]) -> set[tuple[Kind, str | None, str | None]]:
+    """Return what was told as recovered of anything but the directories in which names have changed."""
+    told = [event for event in events if event.recovered]
+    return {
+        (one.kind, one.old_path, one.path)
+        for one in told
+        if not (one.kind is Kind.MODIFY and one.is_dir) and one.path not in NOISE
+    }
+
+
+async def lost(mount: Mount, group: Group, change: Callable[[Path], None]) -> list[Event]:
+    """Return what is told of a change that was lost, from the overflow on."""
+    with deafened(mount):
+        change(mount.source)
+    with trio.fail_after(PATIENCE):
+        await group.sync()
+        (mount.source / "end").touch()
+        events = await read_until(group, "end")
+    kinds = [event.kind for event in events]
+    return events[kinds.index(Kind.OVERFLOW) : -1]
+
+
+async def test_what_is_recovered_is_what_has_changed(mount: Mount) -> None:
+    for name in ("a", "a/below", "b", "deleted", "deleted/below"):
+        (mount.source / name).mkdir()
+    for name in ("a/written", "a/chmodded", "a/moved", "a/left alone", "a/gone", "a/below/left alone", "swapped"):
+        (mount.source / name).touch()
+
+    def change(source: Path) -> None:
+        (source / "a" / "written").write_text("new")
+        (source / "a" / "chmodded").chmod(0o600)
+        (source / "a" / "moved").rename(source / "b" / "moved")
+        (source / "a" / "gone").unlink()
+        (source / "a" / "below").rename(source / "b" / "new name")
+        (source / "b" / "new name" / "made").touch()
+        (source / "made").mkdir()
+        (source / "made" / "file").touch()
+        (source / "deleted" / "below").rmdir()
+        (source / "deleted").rmdir()
+        (source / "deleted").touch()
+
+    async with open_group() as group:
+        await group.mark(f"unix:{mount.socket}")
+        await until_settled(group)
+        events = await lost(mount, group, change)
+    assert recovered(events) == {
+        (Kind.MODIFY, None, "a/written"),
+        (Kind.MODIFY, None, "a/chmodded"),
+        (Kind.RENAME, "a/moved", "b/moved"),
+        (Kind.MODIFY, None, "b/moved"),
+        (Kind.DELETE, None, "a/gone"),
+        (Kind.RENAME, "a/below", "b/new name"),
+        (Kind.CREATE, None, "b/new name/made"),
+        (Kind.CREATE, None, "made"),
+        (Kind.CREATE, None, "made/file"),
+        (Kind.DELETE, None, "deleted"),
+        (Kind.CREATE, None, "deleted"),
+    }
+    assert [event.reason for event in events if event.kind is Kind.OVERFLOW] == [Reason.KERNEL]
+
+
+async def test_what_was_made_after_the_start_is_known_too(mount: Mount) -> None:
+    def move(source: Path) -> None:
+        for name in ("one", "other"):
+            (source / name).rename(source / "directory" / name)
+
+    async with open_group() as group:
+        await group.mark(f"unix:{mount.socket}")
+        (mount.source / "directory").mkdir()
+        (mount.mountpoint / "one").touch()
+        (mount.source / "other").touch()
+        await until_settled(group)
+        events = await lost(mount, group, move)
+    renames = {(one.old_path, one.path) for one in events if one.kind is Kind.RENAME}
+    assert renames == {("one", "directory/one"), ("other", "directory/other")}
+
+
+async def test_a_file_with_two_names(mount: Mount) -> None:
+    (mount.source / "file").touch()
+
+    def change(source: Path) -> None:
+        os.link(source / "file", source / "link")
+        (source / "file").unlink()
+
+    async with open_group() as group:
+        await group.mark(f"unix:{mount.socket}")
+        await until_settled(group)
+        events = await lost(mount, group, change)
+    assert (Kind.RENAME, "file", "link") in recovered(events)
+
+
+async def test_two_directories_that_were_exchanged(mount: Mount) -> None:
+    for name in ("one", "other"):
+        (mount.source / name / name).mkdir(parents=True)
+    async with open_group() as group:
+        await group.mark(f"unix:{mount.socket}")
+        events = await lost(mount, group, lambda source: exchange(source / "one", source / "other"))
+        replica: set[str] = {"one", "one/one", "other", "other/other"}
+        for event in events:
+            follow(replica, event)
+        assert replica == {"one", "one/other", "other", "other/one"}
+        (mount.source / "one" / "other" / "later").touch()
+        (mount.source / "other" / "one" / "later").touch()
+        told = await read_until(group, "other/one/later")
+    assert "one/other/later" in [event.path for event in told]
+
+
+def follow(replica: set[str], event: Event) -> None:
+    """Apply an event to a set of paths."""
+    gone = event.old_path if event.kind is Kind.RENAME else event.path if event.kind is Kind.DELETE else None
+    moved = {path for path in replica if gone is not None and (path == gone or path.startswith(f"{gone}/"))}
+    replica -= moved
+    if event.kind is Kind.CREATE and event.path is not None:
+        replica.add(event.path)
+    elif event.kind is Kind.RENAME and event.path is not None and gone is not None:
+        replica |= {event.path + path[len(gone) :] for path in moved}
+
+
+async def test_an_overflow_while_it_recovers(mount: Mount) -> None:
+    async with open_group() as group:
+        await group.mark(f"unix:{mount.socket}")
+        mirror = Mirror(group, mount.source)
+        for number in range(300):
+            (mount.source / f"{number}" / "below").mkdir(parents=True)
+        with trio.fail_after(PATIENCE):
+            await group.sync()
+            for turn in range(3):
+                with deafened(mount):
+                    (mount.source / f"{turn}" / "below").rename(mount.source / f"{turn + 100}" / "moved")
+                    (mount.source / f"{turn + 200}" / "below").rmdir()
+                    (mount.source / f"made {turn}").mkdir()
+                await mirror.follow_until(lambda event: event.kind is Kind.OVERFLOW)
+            await group.sync()
+            (mount.source / "end").touch()
+            await mirror.follow("end")
+    (mount.source / "end").unlink()
+    assert differences(mirror, mount.source, mount.source) == {}
+    state = json.loads(run("status", "--json", mount.mountpoint).stdout)
+    assert state["overflows"] >= 2  # how many are still in the queue together is up to the scheduler
+    assert 1 <= state["recoveries"] <= state["overflows"]
+
+
+async def test_an_idle_tree_stays_idle_after_a_recovery(mount: Mount) -> None:
+    for number in range(100):
+        (mount.source / f"{number}").mkdir()
+    async with open_group() as group:
+        await group.mark(f"unix:{mount.socket}", kinds=Kind.DEFAULT)
+        await lost(mount, group, lambda source: None)
+        await group.sync()
+        before = json.loads(run("status", "--json", mount.mountpoint).stdout)
+        await until_settled(group)
+        after = json.loads(run("status", "--json", mount.mountpoint).stdout)
+    assert (after["overflows"], after["recoveries"]) == (1, 1)
+    assert after["cursor"] == before["cursor"]
+
+
+async def test_operations_through_the_mount_that_were_lost_are_told_as_local(mount: Mount) -> None:
+    async with open_group() as group:
+        await group.mark(f"unix:{mount.socket}")
+        with deafened(mount):
+            pass
+        (mount.mountpoint / "made").touch()  # the queue is still full, or being recovered from
+        with trio.fail_after(PATIENCE):
+            await group.sync()
+            (mount.source / "end").touch()
+            events = await read_until(group, "end")
+    creates = [(event.origin, event.pid) for event in events if event.kind is Kind.CREATE and event.path == "made"]
+    assert (Origin.LOCAL, os.getpid()) in creates
