@@ -1,0 +1,71 @@
+"""The event path, wired: from what the watcher of a tree hears to what is told to groups.
+
+A daemon has one, and so has a client for each tree that it watches by itself.
+"""
+
+import os
+from collections.abc import Callable
+
+from fusenotify.arrivals import Arrivals
+from fusenotify.backing import Backing
+from fusenotify.claims import Claims
+from fusenotify.comparison import Comparison
+from fusenotify.crawler import Crawler
+from fusenotify.echoes import Echoes
+from fusenotify.exchanges import Exchanges
+from fusenotify.filesystems import Filesystems
+from fusenotify.groups import Groups
+from fusenotify.hearing import Hearing
+from fusenotify.recovery import Recovery
+from fusenotify.snapshot import Snapshot
+from fusenotify.stream import Stream
+from fusenotify.telling import Teller
+from fusenotify.translation import Translator
+from fusenotify.tree import Tree
+from fusenotify.watchers.watcher import Watcher
+
+
+class EventPath:
+    """The parts of an event path that somebody outside of it has to do with.
+
+    Attributes:
+        tree: the directories that are watched, as of the stream.
+        groups: who listens.
+        teller: what has been told.
+        translator: makes events of what the watcher hears.
+        recovery: finds what was missed.
+        hearing: drives it all.
+    """
+
+    def __init__(
+        self,
+        backing: Backing,
+        watcher: Watcher,
+        filesystems: Filesystems,
+        *,
+        recursive: bool = True,
+        watch_other: bool = False,
+        on_loop: Callable[[Callable[[], None]], Callable[[], None]] = lambda function: function,
+    ) -> None:
+        """Wire it up.
+
+        Args:
+            backing: the tree.
+            watcher: what hears it.
+            filesystems: what the tree consists of.
+            recursive: hear what is below the directories of the root, too.
+            watch_other: other users may have marks on subtrees.
+            on_loop: makes a function of the event loop's callable by the thread that makes changes, if there is one.
+        """
+        self.tree = Tree(backing.root_key)
+        self.groups = Groups(self.tree, owner=os.geteuid(), watch_other=watch_other)
+        echoes, stream, snapshot = Echoes(), Stream(watcher), Snapshot()
+        crawler = Crawler(backing, watcher, stream, self.tree, filesystems, snapshot, recursive=recursive)
+        exchanges = Exchanges(backing, stream, crawler, self.tree, echoes)
+        claims = Claims(backing, self.tree, echoes)
+        self.teller = Teller(snapshot)
+        arrivals = Arrivals(crawler, self.teller, snapshot)
+        self.translator = Translator(watcher, stream, crawler, exchanges, self.tree, claims, self.teller, arrivals)
+        comparison = Comparison(backing, watcher, crawler, self.tree, snapshot, self.teller, arrivals)
+        self.recovery = Recovery(watcher, stream, crawler, claims, self.translator, comparison)
+        self.hearing = Hearing(watcher, stream, self.translator, self.recovery, crawler, claims, self.groups, on_loop)
