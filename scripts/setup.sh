@@ -64,6 +64,7 @@ system() {
     want sqlite3 have sqlite3
     want e2fsprogs have_for_root mkfs.ext4
     want xfsprogs have_for_root mkfs.xfs
+    want iproute2 have_for_root ip
     want_python
     if [ -n "$missing" ]; then
         have apt-get || die "missing, and there is no apt-get to install it:$missing"

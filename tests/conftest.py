@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fusenotify import _linux
+from tests.certificates import Authority
 from tests.harness import Mount, Watch, mounted
 from tests.ordinary import commands_of_nobody
 from tests.soak import SEED, SOAK
@@ -43,6 +44,12 @@ def mount(directory: Path) -> Iterator[Mount]:
     """A mounted, empty backing tree."""
     with mounted(directory) as mount:
         yield mount
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """An authority, whose certificates daemons and clients show each other."""
+    return Authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture

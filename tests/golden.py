@@ -1,6 +1,6 @@
 """Golden scripts: what is done to a tree, and exactly what is told of it (docs/golden-scripts.md).
 
-A script is played on a real mount while two groups listen, one by the queue file and one by the unix socket.
+A script is played on a real mount while three groups listen, by the queue file, the unix socket and TLS.
 """
 
 import contextlib
@@ -22,6 +22,8 @@ import anyio
 from fusenotify import Kind, Origin, Scope, _linux, open_group, targets
 from fusenotify.client import Group
 from fusenotify.events import Event, kind_name, parse_kinds
+from fusenotify.tls import Tls
+from tests.certificates import Authority, listening
 from tests.harness import PATIENCE, Mount, mounted
 
 _REPEATED = re.compile(r"<(.+?)\*(\d+)>")
@@ -311,7 +313,7 @@ def _check_listing(path: str, *names: str) -> None:
 # --- playing -------------------------------------------------------------------------------------------------------
 
 
-def play(script: Script, directory: Path, watcher: str) -> dict[str, list[Line]]:
+def play(script: Script, directory: Path, watcher: str, authority: Authority) -> dict[str, list[Line]]:
     """Play a script in an empty directory while a `watcher` listens; return what each transport's group was told."""
     source = directory / "source"
     for place in (source, directory / "outside"):
@@ -319,16 +321,18 @@ def play(script: Script, directory: Path, watcher: str) -> dict[str, list[Line]]
     player = Player(source)
     for command in script.setup:
         player.play(command)
-    with contextlib.closing(player), mounted(directory, ["--watcher", watcher]) as player.mount:
-        return anyio.run(_play, script, player, player.mount, watcher == "fanotify", backend="trio")
+    arguments = ["--watcher", watcher, *listening(authority.daemon)]
+    with contextlib.closing(player), mounted(directory, arguments) as mount:
+        player.mount = mount
+        return anyio.run(_play, script, player, mount, authority.client, watcher == "fanotify", backend="trio")
 
 
-async def _play(script: Script, player: Player, mount: Mount, merges: bool) -> dict[str, list[Line]]:
+async def _play(script: Script, player: Player, mount: Mount, tls: Tls, merges: bool) -> dict[str, list[Line]]:
     """Play a script; where the watcher `merges` changes that are unread, each is read before the next is made."""
-    places = {"queue file": f"{mount.mountpoint}/", "unix socket": f"unix:{mount.socket}//"}
+    places = {"queue file": f"{mount.mountpoint}/", "unix socket": f"unix:{mount.socket}//", "TLS": f"{mount.tls}/"}
     with mock.patch("fusenotify.client.group.resolve_any", _resolve), anyio.fail_after(PATIENCE):
         async with contextlib.AsyncExitStack() as stack:
-            groups = {name: await stack.enter_async_context(open_group()) for name in places}
+            groups = {name: await stack.enter_async_context(open_group(tls=tls)) for name in places}
             is_watching = is_paused = False
             for command in script.commands:
                 if command.words[0] == "watch":
@@ -353,8 +357,9 @@ async def _play(script: Script, player: Player, mount: Mount, merges: bool) -> d
 def _resolve(given: str | os.PathLike[str]) -> targets.Target:
     """Resolve a target as the library does; `unix:SOCKET//PATH` is a place below the root of a tree."""
     target, _, path = os.fspath(given).partition("//")
-    resolved = targets.resolve(target)
-    return dataclasses.replace(resolved, path=os.fsencode(path)) if path else resolved
+    if not target.startswith("unix:"):
+        return targets.resolve(given)
+    return dataclasses.replace(targets.resolve(target), path=os.fsencode(path))
 
 
 async def _watch(group: Group, root: str, path: str, scope: str, *options: str) -> None:

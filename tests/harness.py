@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -19,40 +20,24 @@ _RUN = "\nimport sys\nfrom fusenotify.cli import main\nsys.exit(main())\n"
 PATIENCE = 30.0  # seconds until a test that waits in vain fails
 
 
-class Mount:
-    """A mounted backing tree.
+class Daemon:
+    """A process that serves a backing tree.
 
     Attributes:
-        source: the backing tree, on a tmpfs of the test session.
-        mountpoint: where it is mounted.
-        socket: the unix socket the daemon listens on as well.
-        process: the daemon, started by `command`.
+        source: the backing tree.
+        log: what it has said.
+        process: the process.
     """
 
-    def __init__(
-        self,
-        source: Path,
-        mountpoint: Path,
-        state_dir: Path,
-        arguments: Sequence[str] = (),
-        command: Sequence[str] = FUSENOTIFY,
-    ) -> None:
+    def __init__(self, source: Path, command: Sequence[str], ready: str) -> None:
+        """Start `command`, and wait until it says `ready`."""
         self.source = source
-        self.mountpoint = mountpoint
-        self.socket = state_dir / "socket"
         self.log = ""
-        self.process = subprocess.Popen(
-            [
-                *command, "mount", str(source), str(mountpoint), "--state-dir", str(state_dir),
-                "--listen", f"unix:{self.socket}", *arguments,
-            ],
-            stderr=subprocess.PIPE,
-            text=True,
-        )  # fmt: skip
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read_log)
         self._reader.start()
-        while "is mounted at" not in (line := self._lines.get(timeout=PATIENCE) or ""):
+        while ready not in (line := self._lines.get(timeout=PATIENCE) or ""):
             if not line:
                 self.close()
                 raise AssertionError(f"the daemon did not start: {self.log}")
@@ -69,6 +54,13 @@ class Mount:
         """Process id of the daemon."""
         return self.process.pid
 
+    @property
+    def tls(self) -> str:
+        """The address at which it listens for TLS, by what it said at its start."""
+        found = re.search(r"listening on (tls://\S+)", self.log)
+        assert found is not None, self.log
+        return found[1]
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """End the daemon by a signal and return its exit code."""
         self.process.send_signal(how)
@@ -84,11 +76,50 @@ class Mount:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(PATIENCE)
-        with contextlib.suppress(OSError):
-            _linux.umount2(os.fsencode(self.mountpoint), _linux.MNT_DETACH)
         self._reader.join(PATIENCE)
         assert self.process.stderr is not None
         self.process.stderr.close()
+
+
+class Mount(Daemon):
+    """A mounted backing tree, on a tmpfs of the test session.
+
+    Attributes:
+        mountpoint: where it is mounted.
+        socket: the unix socket the daemon listens on as well.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        mountpoint: Path,
+        state_dir: Path,
+        arguments: Sequence[str] = (),
+        command: Sequence[str] = FUSENOTIFY,
+    ) -> None:
+        self.mountpoint = mountpoint
+        self.socket = state_dir / "socket"
+        places = (str(source), str(mountpoint), "--state-dir", str(state_dir), "--listen", f"unix:{self.socket}")
+        super().__init__(source, [*command, "mount", *places, *arguments], "is mounted at")
+
+    def close(self) -> None:
+        """Take everything away, whatever state it is in."""
+        try:
+            super().close()
+        finally:
+            with contextlib.suppress(OSError):
+                _linux.umount2(os.fsencode(self.mountpoint), _linux.MNT_DETACH)
+
+
+@contextlib.contextmanager
+def served(source: Path, *arguments: str, command: Sequence[str] = FUSENOTIFY) -> Iterator[Daemon]:
+    """Serve a tree without a mount; afterwards check that nothing went wrong."""
+    daemon = Daemon(source, [*command, "serve", str(source), *arguments], "is served")
+    try:
+        yield daemon
+    finally:
+        daemon.close()
+    assert "Traceback" not in daemon.log, daemon.log
 
 
 @contextlib.contextmanager
@@ -105,13 +136,18 @@ def mounted(directory: Path, arguments: Sequence[str] = (), command: Sequence[st
     assert "Traceback" not in mount.log, mount.log
 
 
+def changed(patch: str) -> list[str]:
+    """Return the beginning of a command that runs some Python first, which changes our program."""
+    return [sys.executable, "-c", patch + _RUN]
+
+
 @contextlib.contextmanager
 def patched(directory: Path, patch: str, arguments: Sequence[str] = ()) -> Iterator[Mount]:
     """Mount with a daemon that runs some Python first, which changes it; its log may say anything."""
     source, mountpoint, state_dir = (directory / name for name in ("source", "mount", "state"))
     for path in (source, mountpoint, state_dir):
         path.mkdir(exist_ok=True)
-    mount = Mount(source, mountpoint, state_dir, arguments, [sys.executable, "-c", patch + _RUN])
+    mount = Mount(source, mountpoint, state_dir, arguments, changed(patch))
     try:
         yield mount
     finally:
@@ -121,9 +157,9 @@ def patched(directory: Path, patch: str, arguments: Sequence[str] = ()) -> Itera
 class Watch:
     """A running `fusenotify watch --json`, line by line."""
 
-    def __init__(self, *arguments: str | Path) -> None:
+    def __init__(self, *arguments: str | Path, command: Sequence[str] = FUSENOTIFY) -> None:
         self.process = subprocess.Popen(
-            [*FUSENOTIFY, "watch", "--json", *map(str, arguments)],
+            [*command, "watch", "--json", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

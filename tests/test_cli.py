@@ -63,14 +63,15 @@ def in_background(directory: Path, *arguments: str) -> Iterator[tuple[Path, Path
 # --- the whole -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["", "mount", "umount", "watch", "status", "doctor"])
+@pytest.mark.parametrize("command", ["", "mount", "serve", "umount", "watch", "status", "doctor"])
 def test_help(command: str) -> None:
     code, out, err = outcome(*filter(None, [command]), "--help")
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: fusenotify {command}".rstrip())
     promised = {
-        "": ["exit codes", "mount", "umount", "watch", "status", "doctor", "--version"],
+        "": ["exit codes", "mount", "serve", "umount", "watch", "status", "doctor", "--version"],
         "mount": ["SOURCE", "MOUNTPOINT", "-o", "--daemon", "--state-dir", "--watcher", "--listen"],
+        "serve": ["SOURCE", "--listen", "--state-dir", "--watcher", "--cert", "--key", "--ca"],
         "umount": ["MOUNTPOINT", "--lazy"],
         "watch": ["TARGET", "--json", "--kinds", "--origin", "--no-recursive", "--limit", "--uid", "--events",
                   "--timeout"],
@@ -400,7 +401,7 @@ def test_interrupt(mount: Mount, watching: Start) -> None:
         ([""], 2, "an empty text"),
         (["--origin", "remote", "MOUNT", "TMP"], 4, "not on a fusenotify mount"),
         (["unix:TMP/nothing"], 5, "nobody listens"),
-        (["tls://localhost:1"], 2, "is no target"),
+        (["http://localhost:1"], 2, "is no target"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

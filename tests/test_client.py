@@ -453,6 +453,8 @@ def test_marks_made_while_another_task_iterates_lose_nothing(mount: Mount, go: R
 class Scripted:
     """A daemon that answers the first request for a mark, and tells its first event in the same breath."""
 
+    shares_processes = True
+
     def __init__(self) -> None:
         self.asked = anyio.Event()
 
@@ -597,7 +599,7 @@ def test_wrong_targets(mount: Mount, go: Run[None], tmp_path: Path) -> None:
         (mount.mountpoint / "nothing", errors.UsageError, "does not exist"),
         (mount.mountpoint / "file", errors.UsageError, "is no directory"),
         ("http://localhost", errors.UsageError, "no target"),
-        ("unix:", errors.UsageError, "no target"),
+        ("unix:", errors.UsageError, "no address"),
         (f"unix:{tmp_path}/nothing", DaemonGone, "nobody listens"),
         (f"unix:{tmp_path}/no-socket", DaemonGone, "nobody listens"),
     ]

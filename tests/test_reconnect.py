@@ -10,11 +10,12 @@ import anyio
 import pytest
 
 from fusenotify import DaemonGone, Event, Group, Kind, Reason, client, open_group, watch
+from tests.certificates import Authority, listening, options
 from tests.harness import PATIENCE, Mount, Watch
 
 T = TypeVar("T")
 Run = Callable[[Callable[[], Awaitable[T]]], T]
-WAYS = ["queue file", "socket"]
+WAYS = ["queue file", "socket", "TLS"]
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -32,16 +33,24 @@ def go(request: pytest.FixtureRequest) -> Run[Any]:
 
 
 class Service:
-    """A backing tree whose daemon can be ended and started again."""
+    """A backing tree whose daemon can be ended and started again.
 
-    def __init__(self, directory: Path) -> None:
+    Attributes:
+        tls: the credentials of its clients.
+    """
+
+    def __init__(self, directory: Path, authority: Authority) -> None:
+        self.tls = authority.client
+        self._listening = listening(authority.daemon)
         self.source, self.mountpoint, self.state = (directory / name for name in ("source", "mount", "state"))
         for path in (self.source, self.mountpoint, self.state):
             path.mkdir()
         self.mount = self.start()
 
     def start(self) -> Mount:
-        self.mount = Mount(self.source, self.mountpoint, self.state)
+        self.mount = Mount(self.source, self.mountpoint, self.state, self._listening)
+        # Started again, it has to be where its clients look for it.
+        self._listening = ["--listen", self.mount.tls, *self._listening[2:]]
         return self.mount
 
     def stop(self, how: signal.Signals) -> None:
@@ -51,12 +60,13 @@ class Service:
             assert not os.path.ismount(self.mountpoint)
 
     def target(self, way: str) -> str:
-        return str(self.mountpoint) if way == "queue file" else f"unix:{self.mount.socket}"
+        places = {"queue file": str(self.mountpoint), "socket": f"unix:{self.mount.socket}", "TLS": self.mount.tls}
+        return places[way]
 
 
 @pytest.fixture
-def service(directory: Path) -> Iterator[Service]:
-    service = Service(directory)
+def service(directory: Path, authority: Authority) -> Iterator[Service]:
+    service = Service(directory, authority)
     try:
         yield service
     finally:
@@ -124,7 +134,7 @@ def test_a_mirror_converges_over_a_restart(service: Service, go: Run[None], way:
     mirror = Mirror(service.source)
 
     async def main() -> None:
-        async with watch(service.target(way), reconnect=True) as group:
+        async with watch(service.target(way), reconnect=True, tls=service.tls) as group:
             (service.source / "before").touch()
             await follow_until(group, mirror, service.source)
             service.stop(how)
@@ -225,7 +235,7 @@ def test_a_connection_that_is_lost_with_events_tells_everything_anew(service: Se
 
 def _hang_up(connection: client.Connection) -> None:
     """Lose a connection as a network does it."""
-    connection._transport._socket.shutdown(2)  # type: ignore[attr-defined]
+    connection._transport._stream._socket.shutdown(2)  # type: ignore[attr-defined]
 
 
 def test_without_reconnect_it_is_the_end(service: Service, go: Run[None]) -> None:
@@ -272,8 +282,10 @@ def test_everything_is_told_through_a_short_queue(service: Service, go: Run[None
     go(main)
 
 
-def test_the_command_goes_on(service: Service, watching: Callable[..., Watch]) -> None:
-    watch = watching("--reconnect", service.mountpoint)
+@pytest.mark.parametrize("way", WAYS)
+def test_the_command_goes_on(service: Service, watching: Callable[..., Watch], way: str) -> None:
+    target = service.target(way)
+    watch = watching("--reconnect", target, *(options(service.tls) if way == "TLS" else ()))
     service.stop(signal.SIGKILL)
     (service.source / "x").mkdir()
     service.start()
@@ -281,7 +293,7 @@ def test_the_command_goes_on(service: Service, watching: Callable[..., Watch]) -
     assert [(line["kind"], line["path"], line["recovered"]) for line in lines] == [
         ("overflow", None, False), ("create", "x", True)
     ]  # fmt: skip
-    assert (lines[0]["reason"], lines[0]["target"]) == ("restart", str(service.mountpoint))
+    assert (lines[0]["reason"], lines[0]["target"]) == ("restart", target)
 
 
 def test_a_mark_whose_directory_is_gone_ends(service: Service, watching: Callable[..., Watch]) -> None:

@@ -15,6 +15,7 @@ from fusenotify.errors import (
     UsageError,
 )
 from fusenotify.events import Event, Kind, Origin, Reason, Scope
+from fusenotify.tls import Tls
 
 __all__ = [
     "BadCursor",
@@ -34,6 +35,7 @@ __all__ = [
     "Reason",
     "Scope",
     "StaleHandle",
+    "Tls",
     "UsageError",
     "locate",
     "lookup",

@@ -1,4 +1,4 @@
-"""What a mount is asked to be: the options of `-o`, and where its state directory lies.
+"""What a daemon is asked to be: the options of `-o`, where it listens, and where its state directory lies.
 
 Pure data: no system calls beyond resolving a path.
 """
@@ -7,12 +7,14 @@ import difflib
 import hashlib
 import os
 import re
+import ssl
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntFlag
 from pathlib import Path
 from typing import Any, Final
 
+from fusenotify.addresses import Address
 from fusenotify.errors import EnvironmentProblem, UsageError
 
 # The queue file: in every directory of a mount, and never listed.
@@ -109,6 +111,19 @@ class MountOptions:
         if self.max_read is not None:
             words.append(f"max_read={self.max_read}")
         return tuple(words)
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a daemon is to listen, besides the queue file.
+
+    Attributes:
+        addresses: in this order.
+        tls: its side of TLS, where one of the addresses needs it.
+    """
+
+    addresses: Sequence[Address] = ()
+    tls: ssl.SSLContext | None = None
 
 
 def flag_names(flags: MountFlag) -> tuple[str, ...]:

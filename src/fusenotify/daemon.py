@@ -1,209 +1,88 @@
-"""The daemon: the one place where everything is wired, started and stopped."""
+"""The daemon of a mount: the one place where it is wired, started and stopped."""
 
-import contextlib
-import faulthandler
 import functools
-import gc
 import logging
 import os
-import resource
-import secrets
-import signal
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, ExitStack, suppress
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import pyfuse3
 import trio
 
-from fusenotify import _linux, mounting, server
-from fusenotify.arrivals import Arrivals
-from fusenotify.attention import Attention
-from fusenotify.backing import Backing
+from fusenotify import mounting, process
 from fusenotify.changes import Changes
-from fusenotify.claims import Claims
-from fusenotify.comparison import Comparison
-from fusenotify.config import MountOptions
-from fusenotify.crawler import Crawler
-from fusenotify.echoes import Echoes
+from fusenotify.config import Listening, MountOptions
 from fusenotify.errors import EnvironmentProblem, NotAMount
-from fusenotify.events import format_cursor
-from fusenotify.exchanges import Exchanges
+from fusenotify.export import Export, OnReady
 from fusenotify.files import Files
-from fusenotify.filesystems import Filesystems
-from fusenotify.groups import Groups
-from fusenotify.handles import Sealer
-from fusenotify.hearing import Hearing
-from fusenotify.identification import Identifier
-from fusenotify.inodes import FIRST_SYNTHETIC, InodeTable
-from fusenotify.locator import Locator
+from fusenotify.listening import Listener, opened
 from fusenotify.nodes import Nodes
 from fusenotify.operations import Operations
 from fusenotify.passthrough import Passthrough
-from fusenotify.peer import Services
 from fusenotify.queuefile import QueueFiles
 from fusenotify.recorder import Recorder
-from fusenotify.recovery import Recovery, topmost
 from fusenotify.rights import Rights
-from fusenotify.root import Root
-from fusenotify.server import Server
 from fusenotify.session import FuseLoop
-from fusenotify.snapshot import Snapshot
-from fusenotify.status import MOST_DEAF_PATHS, MOST_QUEUES, Histogram, Latency, Replays, Status
-from fusenotify.store import Store
-from fusenotify.stream import Stream
-from fusenotify.telling import Teller
-from fusenotify.translation import Translator
-from fusenotify.tree import Tree
-from fusenotify.watchers import choosing
-from fusenotify.whereabouts import Whereabouts
 
 log = logging.getLogger(__name__)
 
-_CAP_SYS_RESOURCE = 24
-_MOST_DESCRIPTORS = 1 << 20
-_PINNED_PART = 8  # one descriptor in so many may be of a marked file
-_NICE = -10
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: its terminal has been closed
 _KEPT_ABROAD = 1.0  # seconds
-_ANSWER = 2.0  # seconds that a filesystem of others gets to answer before its directories are left unwatched
-_GRACE = 1.0  # seconds that listeners get to read their last events
 
 
 class Daemon:
-    """Everything that one mount consists of.
-
-    The attributes follow the two pipelines: what hears the backing tree, who listens, what serves the kernel.
-    """
+    """Everything that one mount consists of: what is exported, and what serves the kernel."""
 
     def __init__(self, target: mounting.Target, options: MountOptions, watcher: str, stack: ExitStack) -> None:
         self._target = target
         self._options = options
-        self._epoch = secrets.token_hex(6)
-        self._end_of_grace: float | None = None
-
-        self._backing = Backing(str(target.source))
-        stack.callback(self._backing.close)
-        self._filesystems = Filesystems(str(target.source))
-        self._watcher, self._watcher_reason = choosing.choose(
-            watcher, str(target.source), self._backing.root_fd, self._filesystems
-        )
-        stack.callback(self._watcher.close)
-        self._tree = Tree(self._backing.root_key)
-        stream = Stream(self._watcher)
-        with contextlib.closing(self._backing.find_root()) as root:
-            store = Store(target.state_dir, root.identity)
-        stack.callback(store.close)
-        sealer = Sealer(store.tree_id, store.secret)
-        self._groups = Groups(
-            self._tree,
-            owner=os.geteuid(),
-            watch_other=options.watch_other,
-            look=self._backing.key_beneath,
-            identifier=Identifier(self._backing, stream, self._tree, sealer, lambda: self._translator.position),
-            most_pinned=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _PINNED_PART,
-        )
+        self._mountpoint = str(target.mountpoint)
         self._changes = Changes()
-        self._sent = Histogram()
-        self._wire_event_path(stream)
-
-        whereabouts = Whereabouts(self._backing, store)
-        store.is_gone = whereabouts.is_gone
-        earlier = filter(self._backing.is_of_root, store.from_number(FIRST_SYNTHETIC))
-        self._table = InodeTable(self._backing.root_key.device, earlier)
-        self._locator = Locator(self._backing, self._table, self._tree, whereabouts, sealer)
-        self._root = Root(self._backing, str(target.source), self._filesystems)
-        recorder = Recorder(
-            self._watcher, self._hearing, self._changes, lambda: len(self._groups) > 0, self._groups.uses
+        self._export = export = Export(
+            target.source,
+            target.state_dir,
+            stack,
+            mountpoint=self._mountpoint,
+            watch_other=options.watch_other,
+            watcher=watcher,
+            on_loop=self._changes.on_loop,
         )
-        self._nodes = Nodes(self._backing, self._table, recorder, store, whereabouts)
+        recorder = Recorder(
+            export.watcher, export.hearing, self._changes, lambda: len(export.groups) > 0, export.groups.uses
+        )
+        self._nodes = Nodes(export.backing, export.table, recorder, export.store, export.whereabouts)
         stack.callback(self._nodes.close)
         rights = Rights()
         self._passthrough = Passthrough(self._nodes, recorder, rights)
-        self._files = Files(self._nodes, recorder, rights, self._filesystems)
+        self._files = Files(self._nodes, recorder, rights, export.filesystems)
         stack.callback(self._files.close)
 
-    def _wire_event_path(self, stream: Stream) -> None:
-        """Make what turns the watcher's bytes into events."""
-        echoes = Echoes()
-        snapshot = Snapshot()
-        crawler = Crawler(self._backing, self._watcher, stream, self._tree, self._filesystems, snapshot)
-        exchanges = Exchanges(self._backing, stream, crawler, self._tree, echoes)
-        claims = Claims(self._backing, self._tree, echoes)
-        self._teller = Teller(snapshot)
-        arrivals = Arrivals(crawler, self._teller, snapshot)
-        self._translator = Translator(
-            self._watcher, stream, crawler, exchanges, self._tree, claims, self._teller, arrivals
-        )
-        comparison = Comparison(self._backing, self._watcher, crawler, self._tree, snapshot, self._teller, arrivals)
-        self._recovery = Recovery(self._watcher, stream, crawler, claims, self._translator, comparison)
-        self._hearing = Hearing(
-            self._watcher,
-            stream,
-            self._translator,
-            self._recovery,
-            crawler,
-            claims,
-            self._groups,
-            self._changes.on_loop,
-        )
-        attention = Attention(self._backing, self._watcher, self._filesystems, self._groups.uses)
-        self._hearing.settle_watches = attention.settle
-        self._groups.uses.on_change = self._hearing.wake
-        self._hearing.before_crawl = self._ask_distant
-
-    async def run(self, listen: Sequence[str], on_ready: Callable[[int], None]) -> None:
+    async def run(self, listening: Listening, on_ready: OnReady) -> None:
         """Watch, mount and serve until the filesystem is unmounted or a signal asks to stop.
 
         Raises:
             EnvironmentProblem: the tree cannot be watched or mounted.
         """
-        await self._hearing.crawl()
-        _spare_the_collector()
-        async with AsyncExitStack() as stack:
-            listeners: list[trio.SocketListener] = []
-            for url in listen:
-                listeners.append(server.listen(url))
-                stack.push_async_callback(listeners[-1].aclose)
-                path = url.partition(":")[2]
-                stack.callback(_remove_socket, path, os.lstat(path))
+        await self._export.crawl()
+        async with opened(listening) as listeners:
             fuse_fd = mounting.mount_fuse(self._target, self._options)
-            loop = FuseLoop(fuse_fd)
-            await self._serve(fuse_fd, loop, listeners, on_ready)
+            await self._serve(fuse_fd, FuseLoop(fuse_fd), listeners, on_ready)
 
-    async def _serve(
-        self, fuse_fd: int, loop: FuseLoop, listeners: Sequence[trio.SocketListener], on_ready: Callable[[int], None]
-    ) -> None:
-        services = Services(
-            groups=self._groups,
-            locator=self._locator,
-            epoch=self._epoch,
-            position=lambda: self._teller.seq,
-            caught_up=self._hearing.caught_up,
-            attentive=self._hearing.attend,
-            quiet=functools.partial(loop.quiet, str(self._target.mountpoint)),
-            status=self._status,
-            sent=self._sent,
-        )
+    async def _serve(self, fuse_fd: int, loop: FuseLoop, listeners: Sequence[Listener], on_ready: OnReady) -> None:
+        services = self._export.services(quiet=functools.partial(loop.quiet, self._mountpoint))
         with ExitStack() as session:  # it outlives every task: touching one that is closed crashes the process
             async with trio.open_nursery() as nursery:
-                queues = QueueFiles(services, self._tree, loop, nursery.start_soon)
+                queues = QueueFiles(services, self._export.tree, loop, nursery.start_soon)
                 operations = Operations(
-                    self._nodes, self._passthrough, self._files, queues, loop, self._changes, self._filesystems
+                    self._nodes, self._passthrough, self._files, queues, loop, self._changes, self._export.filesystems
                 )
                 pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
                 session.callback(pyfuse3.close, unmount=False)
-                nursery.start_soon(self._hearing.run)
+                nursery.start_soon(self._export.run, services, listeners)
                 nursery.start_soon(self._let_go)
-                for listener in listeners:
-                    nursery.start_soon(Server(services, self._tree).serve, listener)
-                nursery.start_soon(
-                    self._root.run, str(self._target.mountpoint), self._hearing.lose_root, self._hearing.start_over
-                )
                 nursery.start_soon(self._stop_at_signal, loop)
-                nursery.start_soon(self._announce, on_ready)
+                nursery.start_soon(self._announce, listeners, on_ready)
                 await loop.run()
-                await self._say_goodbye()
+                await self._export.say_goodbye()
                 nursery.cancel_scope.cancel()
 
     async def _let_go(self) -> None:
@@ -215,129 +94,42 @@ class Daemon:
             await trio.sleep(_KEPT_ABROAD)
             self._nodes.let_go()
 
-    async def _ask_distant(self) -> None:
-        """Find out which of the filesystems in the tree are silent, before they are looked at."""
-        if not self._filesystems.distant:
-            return
-        with trio.move_on_after(_ANSWER):
-            async with trio.open_nursery() as nursery:
-                for device in self._filesystems.distant:
-                    ask = functools.partial(trio.to_thread.run_sync, self._filesystems.ask, device)
-                    nursery.start_soon(functools.partial(ask, abandon_on_cancel=True))
-
-    async def _announce(self, on_ready: Callable[[int], None]) -> None:
-        """Call `on_ready` with the number of directories that are not heard, when the mount answers."""
-        await trio.to_thread.run_sync(os.stat, self._target.mountpoint)
-        on_ready(len(self._recovery.deaf))
+    async def _announce(self, listeners: Sequence[Listener], on_ready: OnReady) -> None:
+        """Call `on_ready` when the mount answers."""
+        await trio.to_thread.run_sync(os.stat, self._mountpoint)
+        on_ready(self._export.deaf, [listener.address for listener in listeners])
 
     async def _stop_at_signal(self, loop: FuseLoop) -> None:
-        for ours in _ENDING:
-            signal.signal(ours, signal.SIG_IGN)  # what the receiver leaves behind: by then we are ending anyway
-        with trio.open_signal_receiver(*_ENDING) as signals:
-            async for number in signals:
-                log.info("stopping at %s", signal.Signals(number).name)
-                await self._say_goodbye()
-                try:
-                    await trio.to_thread.run_sync(lambda: mounting.unmount(str(self._target.mountpoint), lazy=True))
-                except NotAMount:
-                    pass  # somebody was faster
-                except EnvironmentProblem as error:
-                    log.warning("%s", error)
-                loop.abandon()
-                pyfuse3.terminate()
-                return
-
-    async def _say_goodbye(self) -> None:
-        """Tell every group that nothing more will come, and let them read it."""
-        self._hearing.end()
-        if self._end_of_grace is None:  # this is called at a signal, and again when the mount has ended
-            self._end_of_grace = trio.current_time() + _GRACE
-        with trio.move_on_at(self._end_of_grace):
-            while not self._groups.all_read:  # noqa: ASYNC110 - one second at the end of a life is not worth an event
-                await trio.sleep(_GRACE / 100)
-
-    def _status(self) -> Status:
-        deaf, queues = self._recovery.deaf, self._groups.report()
-        return Status(
-            pid=os.getpid(),
-            source=os.fsencode(self._target.source),
-            mountpoint=os.fsencode(self._target.mountpoint),
-            watcher=self._watcher.name,
-            watcher_reason=self._watcher_reason,
-            native="off",
-            cursor=format_cursor(self._epoch, self._teller.seq),
-            watches=self._watcher.watches,
-            overflows=self._translator.overflows,
-            recoveries=self._recovery.done,
-            deaf=len(deaf),
-            groups=len(self._groups),
-            nodes=len(self._table),
-            replays=Replays(),
-            state=self._root.state(has_left=self._translator.root_gone),
-            deaf_paths=list(topmost(deaf, MOST_DEAF_PATHS)),
-            watch_limit=self._watcher.limit,
-            told=self._teller.seq,
-            dropped=sum(queue.dropped for queue in queues),
-            queues=queues[:MOST_QUEUES],
-            latency=Latency(self._hearing.latency, self._sent),
-        )
-
-
-def _spare_the_collector() -> None:
-    """Keep garbage collection from stopping the world while the kernel's queue fills.
-
-    What has been made so far stays for good, and events come by the hundred thousand without a cycle among them.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-
-
-def _remove_socket(path: str, ours: os.stat_result) -> None:
-    """Remove the file of a socket that still listens, unless another has taken its place."""
-    with suppress(FileNotFoundError):
-        found = os.lstat(path)
-        if (found.st_dev, found.st_ino, found.st_ctime_ns) == (ours.st_dev, ours.st_ino, ours.st_ctime_ns):
-            os.unlink(path)
+        with process.ending() as told_to_end:
+            await told_to_end()
+        await self._export.say_goodbye()
+        try:
+            await trio.to_thread.run_sync(lambda: mounting.unmount(self._mountpoint, lazy=True))
+        except NotAMount:
+            pass  # somebody was faster
+        except EnvironmentProblem as error:
+            log.warning("%s", error)
+        loop.abandon()
+        pyfuse3.terminate()
 
 
 def run(
     target: mounting.Target,
     options: MountOptions,
-    listen: Sequence[str],
-    on_ready: Callable[[int], None],
+    listening: Listening,
+    on_ready: OnReady,
     *,
     watcher: str = "auto",
 ) -> None:
     """Serve one mount in this process until it is unmounted or told to stop (SIGINT, SIGTERM).
 
-    `watcher` is what is to hear the backing tree: `auto`, `inotify` or `fanotify`.
-    `on_ready` is called once, when the mount answers and every watch is in force, with the number of directories for
-    which that is not possible.
+    `on_ready` is called when the mount answers; `watcher` is what is to hear the backing tree: `auto`, `inotify` or
+    `fanotify`.
 
     Raises:
         EnvironmentProblem: this machine does not let us.
     """
-    faulthandler.register(signal.SIGUSR1)
-    _raise_descriptor_limit()
-    _take_precedence()
-    # With it, quotas and the blocks reserved for root would not hold for anybody who writes through us.
-    _linux.drop_capability(_CAP_SYS_RESOURCE)
+    process.prepare()
     with ExitStack() as stack:
         daemon = Daemon(target, options, watcher, stack)
-        trio.run(daemon.run, listen, on_ready)
-
-
-def _take_precedence() -> None:
-    """Run before ordinary programs where that is allowed: writers fill the kernel's queue of 16384 events in 0.2 s."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
-
-
-def _raise_descriptor_limit() -> None:
-    """Let many files be open at once, each of which is a descriptor of ours: all that root may have, or the user."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = min(int(Path("/proc/sys/fs/nr_open").read_text()), _MOST_DESCRIPTORS)
-    for limit in (hard, most):
-        with suppress(OSError, ValueError):  # going beyond the hard limit takes CAP_SYS_RESOURCE
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        trio.run(daemon.run, listening, on_ready)

@@ -22,7 +22,7 @@ from fusenotify.uses import AskedUses
 MOST_GROUPS_PER_UID: Final = 1024
 MOST_EVENTS: Final = 1 << 20  # in a queue, but for the daemon's user and root
 MOST_UIDS: Final = 1024  # in a mark
-_MOST_PINNED: Final = 1 << 14  # marked files, each of which is a descriptor
+MOST_PINNED: Final = 1 << 14  # marked files, each of which is a descriptor
 _SCOPES: Final = (INODE, DIR, SUBTREE, FILESYSTEM)
 
 
@@ -33,6 +33,7 @@ class Groups:
         debts: what has come into some group's reach and is still to be told.
         on_debts: called when there are new ones that no event announces.
         uses: where uses of files are asked for.
+        identifier: finds handles.
     """
 
     def __init__(
@@ -41,12 +42,11 @@ class Groups:
         owner: int,
         watch_other: bool,
         look: Callable[[bytes], InodeKey | None],
-        identifier: Identifies | None = None,
-        most_pinned: int = _MOST_PINNED,
+        most_pinned: int = MOST_PINNED,
     ) -> None:
         """Start without groups; subtrees are for root and `owner`, unless `watch_other`.
 
-        `look` tells what is at a path now, `identifier` finds handles; at most `most_pinned` files can be marked.
+        `look` tells what is at a path now; at most `most_pinned` files can be marked.
         """
         self.debts: deque[Debt] = deque()
         self.on_debts: Callable[[], None] = lambda: None
@@ -54,9 +54,9 @@ class Groups:
         self._owner = owner
         self._watch_other = watch_other
         self._look = look
-        self._identifier = identifier or Anonymous()
+        self.identifier: Identifies = Anonymous()
         self._groups: dict[Group, None] = {}
-        self._files = PinnedFiles(tree, look, min(most_pinned, _MOST_PINNED))
+        self._files = PinnedFiles(tree, look, min(most_pinned, MOST_PINNED))
         self._places = MarkedPlaces(self._files)
         self.uses = AskedUses(tree, self._files.files_in)
         self._places.on_mark, self._places.on_unmark = self.uses.add, self.uses.remove
@@ -79,14 +79,14 @@ class Groups:
         if uid != 0 and sum(group.uid == uid for group in self._groups) >= MOST_GROUPS_PER_UID:
             raise LimitReached(f"user {uid} has {MOST_GROUPS_PER_UID} groups open, which is the limit; close some")
         group = Group(uid, self._tree, base, limit or DEFAULT_LIMIT, self.debts, self._places)
-        group.identifier = self._identifier
+        group.identifier = self.identifier
         group.on_debts = self.on_debts
         self._groups[group] = None
         return group
 
     def expect_handles(self) -> None:
         """Begin to take note of what handles of events take; a mark that wants them comes soon."""
-        self._identifier.expect()
+        self.identifier.expect()
 
     def close(self, group: Group) -> None:
         """Remove a group and forget what it has not read."""
@@ -112,7 +112,7 @@ class Groups:
 
     def _publish_named(self, records: list[EventRecord], ways: Ways, sightings: Sequence[Sighting] | None) -> None:
         """Queue events for the groups that ask for handles; such a group has no undivided batches."""
-        known = self._identifier.identify(records)
+        known = self.identifier.identify(records)
         batch = Batch(list(map(named, records, known)))
         seen = [
             sighting._replace(other_handle=one.other)

@@ -8,17 +8,19 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from fusenotify import mounting
+from fusenotify.addresses import Address, UnixAddress
 from fusenotify.config import QUEUE_DIRECTORY, MountFlag, MountOptions, flag_names
 from fusenotify.errors import EnvironmentProblem
 from fusenotify.mountinfo import MountEntry, is_inside, mount_at, read_mounts
 from fusenotify.mounting import CAP_SYS_ADMIN, Target
 
 _ONLY_DIRECTLY: Final = MountFlag.NODIRATIME | MountFlag.STRICTATIME
+_HISTORY: Final = "recording a change there would be the next change"
 _LOCK: Final = "lock"
 _LOCK_PATIENCE: Final = 3.0  # seconds: a daemon whose mount has just been taken away needs one to end
 
@@ -38,6 +40,18 @@ def preflight(source: str, mountpoint: str, state_dir: str | Path, options: Moun
     if not mounting.has_capability(CAP_SYS_ADMIN):
         _check_user_can_mount(options)
     return target
+
+
+def preflight_without_mount(source: str, state_dir: str | Path) -> tuple[Path, Path]:
+    """Check what can be known before a tree is served that is not mounted, and return the real paths of both.
+
+    Raises:
+        EnvironmentProblem: the first thing in the way: what, why, and what to do.
+    """
+    real_source, real_state_dir = _real_source(source), Path(os.path.realpath(state_dir))
+    _check_state_dir_apart(real_state_dir, f"SOURCE {real_source}", _HISTORY, read_mounts())
+    _check_state_dir(real_state_dir)
+    return real_source, real_state_dir
 
 
 def _real_source(source: str) -> Path:
@@ -99,7 +113,7 @@ def _has_entries(directory: Path) -> bool:
 
 def _check_apart(target: Target) -> None:
     mounts = read_mounts()
-    source, mountpoint, state_dir = str(target.source), str(target.mountpoint), str(target.state_dir)
+    source, mountpoint = str(target.source), str(target.mountpoint)
     own_mount = "the daemon would walk into its own mount and wait for itself forever"
     for origin in _origins(source, mounts):
         if is_inside(mountpoint, origin, mounts):
@@ -112,12 +126,15 @@ def _check_apart(target: Target) -> None:
             f"SOURCE {source} lies inside MOUNTPOINT {mountpoint}, and the mount would cover it: {own_mount}. "
             "Take a mountpoint elsewhere"
         )
-    history = "recording a change there would be the next change"
-    for place, reason in ((f"SOURCE {source}", history), (f"MOUNTPOINT {mountpoint}", own_mount)):
-        if is_inside(state_dir, place.partition(" ")[2], mounts):
-            raise EnvironmentProblem(
-                f"the state directory {state_dir} lies inside {place}: {reason}. Give another with --state-dir DIR"
-            )
+    _check_state_dir_apart(target.state_dir, f"SOURCE {source}", _HISTORY, mounts)
+    _check_state_dir_apart(target.state_dir, f"MOUNTPOINT {mountpoint}", own_mount, mounts)
+
+
+def _check_state_dir_apart(state_dir: Path, place: str, reason: str, mounts: list[MountEntry]) -> None:
+    if is_inside(str(state_dir), place.partition(" ")[2], mounts):
+        raise EnvironmentProblem(
+            f"the state directory {state_dir} lies inside {place}: {reason}. Give another with --state-dir DIR"
+        )
 
 
 def _origins(source: str, mounts: list[MountEntry]) -> Iterator[str]:
@@ -132,16 +149,19 @@ def _origins(source: str, mounts: list[MountEntry]) -> Iterator[str]:
             source = os.path.normpath(os.path.join(mount.source, mount.root.lstrip("/"), inside))
 
 
-def check_socket(path: str, target: Target) -> None:
-    """Refuse a socket in one of the two trees: the mount would cover it, or its coming and going would be events.
+def check_sockets(addresses: Iterable[Address], trees: Mapping[str, Path]) -> None:
+    """Refuse a unix socket in one of the trees: a mount would cover it, or its coming and going would be events.
 
     Raises:
         EnvironmentProblem: it lies in one of them.
     """
-    real, mounts = os.path.realpath(path), read_mounts()
-    for name, place in (("SOURCE", target.source), ("MOUNTPOINT", target.mountpoint)):
-        if is_inside(real, str(place), mounts):
-            raise EnvironmentProblem(f"the socket {path} lies inside {name} {place}. Listen at a path elsewhere")
+    mounts = read_mounts()
+    for address in addresses:
+        for name, place in trees.items():
+            if isinstance(address, UnixAddress) and is_inside(os.path.realpath(address.path), str(place), mounts):
+                raise EnvironmentProblem(
+                    f"the socket {address.path} lies inside {name} {place}. Listen at a path elsewhere"
+                )
 
 
 def _check_state_dir(state_dir: Path) -> None:

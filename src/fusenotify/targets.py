@@ -4,9 +4,10 @@ import os
 import stat
 from dataclasses import dataclass
 
+from fusenotify.addresses import Address, is_address, parse_place
 from fusenotify.errors import NotAMount, UsageError
 from fusenotify.mountinfo import mount_of
-from fusenotify.transports import QueueFile, Transport, UnixSocket
+from fusenotify.transports import Credentials, QueueFile, Socket, Transport
 
 
 @dataclass(frozen=True)
@@ -15,20 +16,15 @@ class Target:
 
     Attributes:
         given: as the user wrote it.
-        daemon: what tells one daemon from another: a mountpoint, or the URL of a socket.
+        daemon: what tells one daemon from another: a mountpoint, or the address of a socket.
         path: below that root, `.` for the root itself.
         is_dir: whether it is a directory, as far as can be told from here.
     """
 
     given: str
-    daemon: str
+    daemon: str | Address
     path: bytes
     is_dir: bool = True
-
-    @property
-    def is_socket(self) -> bool:
-        """Whether the daemon is reached by a socket."""
-        return self.daemon.startswith("unix:")
 
     @property
     def base(self) -> bytes:
@@ -38,13 +34,13 @@ class Target:
     @property
     def key(self) -> str:
         """What is the same of targets that one connection can serve."""
-        return self.daemon
+        return str(self.daemon)
 
-    async def connect(self) -> Transport:
-        """Open a way to the daemon (DaemonGone, NotAMount, NotPermitted)."""
-        if self.is_socket:
-            return await UnixSocket.connect(self.daemon.partition(":")[2])
-        return await QueueFile.open(self.daemon)
+    async def connect(self, tls: Credentials | None) -> Transport:
+        """Open a way to the daemon; `tls` is for those behind TLS (errors as `QueueFile.open`, `Socket.connect`)."""
+        if isinstance(self.daemon, str):
+            return await QueueFile.open(self.daemon)
+        return await Socket.connect(self.daemon, tls)
 
 
 @dataclass(frozen=True)
@@ -89,10 +85,10 @@ def resolve_any(given: str | os.PathLike[str]) -> Target | LocalTarget:
     text = os.fspath(given)
     if not text:
         raise UsageError("an empty text is no target: for the current directory give `.`")
-    if text.startswith("unix:") and text != "unix:":
-        return Target(text, text, b".")
-    if "://" in text or text == "unix:":
-        raise UsageError(f"{text!r} is no target: give a path, or unix:PATH")
+    if is_address(text):
+        return Target(text, *parse_place(text))
+    if "://" in text:
+        raise UsageError(f"{text!r} is no target: give a path, unix:PATH or tls://HOST:PORT[/PATH]")
     real = os.path.realpath(text)
     mount = mount_of(real)
     is_dir = True

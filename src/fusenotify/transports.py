@@ -1,22 +1,34 @@
-"""What carries frames between a client and a daemon: a queue file or a unix socket. Both run under trio and asyncio."""
+"""What carries frames between a client and a daemon: a queue file or a socket. Both run under trio and asyncio."""
 
 import contextlib
 import errno
 import os
-import socket
+import ssl
 from typing import Final, Protocol
 
 import anyio
 
+from fusenotify.addresses import Address, TlsAddress, UnixAddress
 from fusenotify.config import QUEUE_FILE
-from fusenotify.errors import DaemonGone, LimitReached, NotAMount, NotPermitted
+from fusenotify.errors import DaemonGone, EnvironmentProblem, LimitReached, NotAMount, NotPermitted, UsageError
+from fusenotify.sockets import Stream, TlsStream, connect_tls, connect_unix
+from fusenotify.tls import REFUSED, Tls
+
+Credentials = Tls | ssl.SSLContext  # of a client, for daemons behind TLS
 
 _READ_SIZE: Final = 1 << 20
+_CONNECT: Final = 10.0  # seconds for a connection and its handshake
 GONE: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.ESTALE, errno.EIO})
 
 
 class Transport(Protocol):
-    """A way to one daemon."""
+    """A way to one daemon.
+
+    Attributes:
+        shares_processes: whether the number of a process means the same to the daemon as here.
+    """
+
+    shares_processes: bool
 
     async def send(self, data: bytes) -> None:
         """Send whole frames (DaemonGone when there is nobody)."""
@@ -30,6 +42,8 @@ class Transport(Protocol):
 
 class QueueFile:
     """An open queue file of a mount."""
+
+    shares_processes = True
 
     def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
@@ -103,65 +117,86 @@ class QueueFile:
             os.close(self._fd)
 
 
-class UnixSocket:
-    """A connection to a daemon's unix socket."""
+class Socket:
+    """A connection to a daemon's socket."""
 
-    def __init__(self, sock: socket.socket, path: str) -> None:
-        self._socket = sock
-        self._path = path
+    def __init__(self, stream: Stream, address: Address) -> None:
+        self._stream = stream
+        self._address = address
+        # Over a network, the number of a process of ours is that of another one at the daemon's.
+        self.shares_processes = stream.is_from_here
 
     @classmethod
-    async def connect(cls, path: str) -> "UnixSocket":
-        """Connect to a socket.
+    async def connect(cls, address: Address, tls: Credentials | None) -> "Socket":
+        """Connect to a daemon; `tls` is what an address that begins with `tls:` needs.
 
         Raises:
             DaemonGone: nobody listens there.
             NotPermitted: the socket is another user's.
+            EnvironmentProblem: who listens there is not who we look for, or our credentials cannot be used.
+            UsageError: there are no credentials.
         """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            await anyio.to_thread.run_sync(sock.connect, path, abandon_on_cancel=True)
-        except PermissionError as error:
-            sock.close()
-            raise NotPermitted(f"cannot connect to {path}: {error.strerror}") from error
-        except OSError as error:
-            sock.close()
-            raise DaemonGone(f"nobody listens on {path}: {error.strerror or error}") from error
-        except BaseException:
-            sock.close()
-            raise
-        sock.setblocking(False)
-        return cls(sock, path)
+        if isinstance(address, UnixAddress):
+            return cls(await _connect_unix(address), address)
+        if tls is None:
+            raise UsageError(f"{address} needs a certificate, its key and an authority to check the daemon by")
+        return cls(await _connect_tls(address, tls), address)
 
     async def send(self, data: bytes) -> None:
         """Send frames."""
-        left = memoryview(data)
-        while left:
-            try:
-                left = left[self._socket.send(left) :]
-            except BlockingIOError:
-                await anyio.wait_writable(self._socket)
-            except OSError as error:
-                raise self._gone() from error
+        try:
+            await self._stream.send(data)
+        except OSError as error:
+            raise self._translated(error) from error
 
     async def receive(self) -> bytes:
         """Receive some bytes."""
-        while True:
-            try:
-                data = self._socket.recv(_READ_SIZE)
-            except BlockingIOError:
-                await anyio.wait_readable(self._socket)
-                continue
-            except OSError as error:
-                raise self._gone() from error
-            if not data:
-                raise self._gone()
-            return data
+        try:
+            data = await self._stream.receive()
+        except OSError as error:
+            raise self._translated(error) from error
+        if not data:
+            raise self._gone()
+        return data
+
+    def _translated(self, error: OSError) -> Exception:
+        if isinstance(error, ssl.SSLError) and REFUSED in (error.reason or ""):
+            return NotPermitted(
+                f"the daemon at {self._address} does not accept our certificate ({error.reason}): "
+                "it has to be valid, and signed by the authority that the daemon was given"
+            )
+        return self._gone()
 
     def _gone(self) -> DaemonGone:
-        return DaemonGone(f"the daemon behind {self._path} has gone; start it again to go on")
+        return DaemonGone(f"the daemon behind {self._address} has gone; start it again to go on")
 
     async def aclose(self) -> None:
         """Close the connection; whoever still waits for it gets an error."""
-        anyio.notify_closing(self._socket)
-        self._socket.close()
+        self._stream.close()
+
+
+async def _connect_unix(address: UnixAddress) -> Stream:
+    try:
+        return await connect_unix(address.path)
+    except PermissionError as error:
+        raise NotPermitted(f"cannot connect to {address.path}: {error.strerror}") from error
+    except OSError as error:
+        raise DaemonGone(f"nobody listens on {address.path}: {error.strerror or error}") from error
+
+
+async def _connect_tls(address: TlsAddress, tls: Credentials) -> TlsStream:
+    context = await anyio.to_thread.run_sync(tls.client_context) if isinstance(tls, Tls) else tls
+    try:
+        with anyio.fail_after(_CONNECT):
+            return await connect_tls(address.host, address.port, context)
+    except ssl.SSLCertVerificationError as error:
+        raise EnvironmentProblem(
+            f"the certificate of who listens at {address} is not that of the daemon we look for: {error.verify_message}"
+        ) from error
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+        raise DaemonGone(f"who listens at {address} hung up before both ends knew each other") from error
+    except ssl.SSLError as error:
+        raise EnvironmentProblem(f"who listens at {address} does not speak our TLS: {error.reason}") from error
+    except OSError as error:
+        why = error.strerror or f"not within {_CONNECT:.0f} s"
+        raise DaemonGone(f"nobody answers at {address}: {why}") from error

@@ -21,7 +21,10 @@ _FAILED: Final = 32
 _WITHOUT_VALUE: Final = "fnsvrw"
 _WITH_VALUE: Final = "oNt"
 # Options of `fusenotify mount` that have a place in fstab only among the mount options: name there -> name here.
-_ARGUMENTS: Final = {"state_dir": "--state-dir", "listen": "--listen", "watcher": "--watcher"}
+_ARGUMENTS: Final = {
+    **{name: f"--{name}" for name in ("listen", "cert", "key", "ca", "watcher")},
+    "state_dir": "--state-dir",
+}
 # mount(8) keeps these two to itself when somebody asks for them, and mount.fuse(8) adds them when nobody does: here
 # they mean nothing, and the mount is nosuid and nodev. `fusenotify mount -o suid,dev` takes them at their word.
 _MEANINGLESS: Final = ("suid", "dev")

@@ -1,85 +1,59 @@
 """`fusenotify mount`."""
 
 import argparse
-import functools
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from fusenotify.config import QUEUE_DIRECTORY, MountOptions, default_state_dir, parse_mount_options
-from fusenotify.errors import EnvironmentProblem, FusenotifyError
+from fusenotify.addresses import Address
+from fusenotify.cli.starting import (
+    listening_of,
+    make_state_dir,
+    needing_packages,
+    say_where_it_listens,
+    tell_service_manager,
+    warn_of_silence,
+)
+from fusenotify.config import QUEUE_DIRECTORY, default_state_dir, parse_mount_options
+from fusenotify.errors import FusenotifyError
 from fusenotify.mounting import Target
-from fusenotify.preflight import check_socket, hold_state_dir, is_queue_directory_hidden, preflight
+from fusenotify.preflight import check_sockets, hold_state_dir, is_queue_directory_hidden, preflight
 
 log = logging.getLogger(__name__)
 
-Serve = Callable[[Target, MountOptions, Sequence[str], Callable[[int], None]], None]
+_OnReady = Callable[[int, Sequence[Address]], None]
 
 
 def run(options: argparse.Namespace) -> int:
     """Mount and serve, in the foreground or in a process of its own."""
     mount_options = parse_mount_options(options.options)
+    listening = listening_of(options)
     state_dir = Path(options.state_dir) if options.state_dir else default_state_dir(options.source)
     target = preflight(options.source, options.mountpoint, state_dir, mount_options)
-    _make_state_dir(target.state_dir)
-    serve = _load_daemon(options.watcher)
-    listen = [_absolute(url) for url in options.listen]
-    for url in listen:
-        check_socket(url.partition(":")[2], target)
+    check_sockets(listening.addresses, {"SOURCE": target.source, "MOUNTPOINT": target.mountpoint})
+    make_state_dir(target.state_dir)
+    with needing_packages():
+        from fusenotify.daemon import run as serve_mount  # noqa: PLC0415
     hold_state_dir(target.state_dir)  # until this process and the one that serves the mount have ended
+
+    def serve(on_ready: _OnReady) -> None:
+        serve_mount(target, mount_options, listening, on_ready, watcher=options.watcher)
+
     if options.daemon:
-        return _in_background(serve, target, mount_options, listen)
-    serve(target, mount_options, listen, lambda deaf: _say_ready(target, deaf))
+        return _in_background(serve, target)
+    serve(lambda deaf, addresses: _say_ready(target, deaf, addresses))
     return 0
 
 
-def _load_daemon(watcher: str) -> Serve:
-    try:
-        from fusenotify.daemon import run as serve  # noqa: PLC0415 - the client-only installation has no pyfuse3
-    except ModuleNotFoundError as error:
-        raise EnvironmentProblem(
-            f"mounting needs the package {error.name}: install it with `pip install 'fusenotify[daemon]'`"
-        ) from error
-    return functools.partial(serve, watcher=watcher)
-
-
-def _make_state_dir(path: Path) -> None:
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"cannot make the state directory {path}: {error.strerror}; choose another one with --state-dir"
-        ) from error
-
-
-def _absolute(url: str) -> str:
-    """Make a relative socket path absolute, as the daemon may leave this directory."""
-    scheme, colon, path = url.partition(":")
-    return f"{scheme}{colon}{os.path.abspath(path)}" if scheme == "unix" and path else url
-
-
-def _say_ready(target: Target, deaf: int) -> None:
+def _say_ready(target: Target, deaf: int, addresses: Sequence[Address]) -> None:
+    say_where_it_listens(addresses)
     print(f"fusenotify: {target.source} is mounted at {target.mountpoint}", file=sys.stderr)
-    _tell_service_manager()
+    tell_service_manager()
     _warn_of_what_is_hidden(target)
-    _warn_of_silence(deaf)
-
-
-def _tell_service_manager() -> None:
-    """Tell systemd that the service is ready (sd_notify(3), `Type=notify`), where that is who started us."""
-    address = os.environ.pop("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        try:
-            channel.connect("\0" + address[1:] if address.startswith("@") else address)
-            channel.send(b"READY=1")
-        except OSError as error:
-            log.warning("the service manager at %s cannot be told that the mount is ready: %s", address, error)
+    warn_of_silence(deaf)
 
 
 def _warn_of_what_is_hidden(target: Target) -> None:
@@ -89,33 +63,24 @@ def _warn_of_what_is_hidden(target: Target) -> None:
         )
 
 
-def _warn_of_silence(deaf: int) -> None:
-    if deaf:
-        print(
-            f"fusenotify: changes behind the mount are not heard in {deaf} directories: beyond the limit of inotify "
-            "watches (`fusenotify doctor`), or on a network or FUSE filesystem, which tells of this machine's own only",
-            file=sys.stderr,
-        )
-
-
-def _in_background(serve: Serve, target: Target, options: MountOptions, listen: Sequence[str]) -> int:
+def _in_background(serve: Callable[[_OnReady], None], target: Target) -> int:
     """Fork, and return when the child says that everything is in force, or with what went wrong instead."""
     outcome, report = os.pipe()
     if os.fork() == 0:
         os.close(outcome)
-        _be_daemon(serve, target, options, listen, report)
+        _be_daemon(serve, target, report)
     os.close(report)
     with open(outcome, "rb") as pipe:
         message = pipe.read()
     if message.startswith(b"ready "):
-        _warn_of_silence(int(message.split()[1]))
+        warn_of_silence(int(message.split()[1]))
         return 0
     code, _, text = message.decode(errors="replace").partition(" ")
     print(f"fusenotify: {text or 'the daemon died before it was ready'}", file=sys.stderr)
     return int(code) if code.isdigit() else 1
 
 
-def _be_daemon(serve: Serve, target: Target, options: MountOptions, listen: Sequence[str], report: int) -> NoReturn:
+def _be_daemon(serve: Callable[[_OnReady], None], target: Target, report: int) -> NoReturn:
     """Be the process that serves the mount: its own session, no terminal, a log in the state directory."""
     os.setsid()
     os.chdir("/")
@@ -125,7 +90,7 @@ def _be_daemon(serve: Serve, target: Target, options: MountOptions, listen: Sequ
         os.dup2(source, fd)
     code = 0
     try:
-        serve(target, options, listen, lambda deaf: _report_ready(report, target, deaf))
+        serve(lambda deaf, addresses: _report_ready(report, target, deaf, addresses))
     except FusenotifyError as error:
         code = error.exit_code
         _report(report, f"{code} {error}".encode())
@@ -136,7 +101,8 @@ def _be_daemon(serve: Serve, target: Target, options: MountOptions, listen: Sequ
     os._exit(code)
 
 
-def _report_ready(pipe: int, target: Target, deaf: int) -> None:
+def _report_ready(pipe: int, target: Target, deaf: int, addresses: Sequence[Address]) -> None:
+    say_where_it_listens(addresses)
     _warn_of_what_is_hidden(target)
     _report(pipe, b"ready %d" % deaf)
 

@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     _add_mount(add("mount", "mount SOURCE at MOUNTPOINT and hear what changes behind it"))
+    _add_serve(add("serve", "hear what changes in SOURCE and tell it on sockets, without a mount"))
     _add_umount(add("umount", "unmount, and wait until the daemon has gone"))
     _add_watch(add("watch", "print changes as they happen"))
     _add_status(add("status", "tell how the daemons of this machine, or the one behind TARGET, are"))
@@ -90,14 +91,31 @@ def _add_mount(command: argparse.ArgumentParser) -> None:
         help="mount options: ro, allow_other, watch_other, allow_non_empty, nosuid, nodev, noexec, fsname=NAME, …",
     )  # fmt: skip
     command.add_argument("--daemon", action="store_true", help="go to the background once every watch is in force")
+    _add_hearing(command)
+
+
+def _add_serve(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", metavar="SOURCE", help="the directory to hear")
+    _add_hearing(command, must_listen=True)
+
+
+def _add_hearing(command: argparse.ArgumentParser, *, must_listen: bool = False) -> None:
     command.add_argument("--state-dir", metavar="DIR", help="where the daemon keeps what must outlive it")
     command.add_argument(
         "--watcher", choices=("auto", "inotify", "fanotify"), default="auto",
         help="what hears the backing tree (default: auto, which takes fanotify for large trees where it can be had)",
     )  # fmt: skip
     command.add_argument(
-        "--listen", action="append", default=[], metavar="unix:PATH", help="also serve clients on a socket; repeatable"
-    )
+        "--listen", action="append", default=[], required=must_listen, metavar="URL",
+        help="serve clients on unix:PATH or tls://HOST:PORT; repeatable",
+    )  # fmt: skip
+    _add_credentials(command)
+
+
+def _add_credentials(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--cert", metavar="F", help="for tls://: our certificate, in PEM files as the next two")
+    command.add_argument("--key", metavar="F", help="its private key")
+    command.add_argument("--ca", metavar="F", help="the authority whose certificates the other side may show")
 
 
 def _add_umount(command: argparse.ArgumentParser) -> None:
@@ -106,7 +124,7 @@ def _add_umount(command: argparse.ArgumentParser) -> None:
 
 
 def _add_watch(command: argparse.ArgumentParser) -> None:
-    command.add_argument("targets", nargs="+", metavar="TARGET", help="a path, on a mount or not, or unix:PATH")
+    command.add_argument("targets", nargs="+", metavar="TARGET", help="a path, or where a daemon listens")
     command.add_argument("--json", action="store_true", help="one JSON object per line (docs/json.md)")
     command.add_argument(
         "--kinds", metavar="KIND,…", help="only these, such as create,rename,delete (default: default)"
@@ -129,10 +147,12 @@ def _add_watch(command: argparse.ArgumentParser) -> None:
     command.add_argument("--reconnect", action="store_true", help="when a daemon goes, wait until it is back")
     command.add_argument("--events", type=count, metavar="N", help="end with 0 after N events")
     command.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end that long after the watch is in force")
+    _add_credentials(command)
 
 
 def _add_status(command: argparse.ArgumentParser) -> None:
-    command.add_argument("target", nargs="?", metavar="TARGET", help="a path on a mount, or unix:PATH")
+    command.add_argument("target", nargs="?", metavar="TARGET", help="a path on a mount, or where a daemon listens")
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--prometheus", action="store_true", help="print metrics for Prometheus")
+    _add_credentials(command)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from fusenotify.cli.asking import ask_status
+from fusenotify.cli.credentials import credentials_of
 from fusenotify.cli.output import put_line
 from fusenotify.cli.prometheus import metrics_of
 from fusenotify.errors import FusenotifyError, NotPermitted
@@ -25,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     code = 0
     states: list[Status] = []
     if options.target is not None:
-        states.append(ask_status(options.target, _PATIENCE))
+        states.append(ask_status(options.target, _PATIENCE, credentials_of(options)))
     else:
         for answer in _ask_all():
             if isinstance(answer, Status):
@@ -73,7 +74,7 @@ def _json_of(state: Status) -> str:
 
 def _describe(state: Status) -> str:
     fields = _fields(state)
-    lines = [f"{fields['source']} on {fields['mountpoint']}"]
+    lines = [f"{fields['source']} on {fields['mountpoint'] or 'no mount'}"]
     for name, value in fields.items():
         if name not in _ELSEWHERE:
             text = ", ".join(f"{key} {number}" for key, number in value.items()) if isinstance(value, dict) else value

@@ -12,6 +12,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from fusenotify.cli import output
+from fusenotify.cli.credentials import credentials_of
 from fusenotify.client import Group, Mark, open_group, scope_of
 from fusenotify.errors import UsageError
 from fusenotify.events import (
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
 async def _watch(options: argparse.Namespace) -> int:
     output.check_open()
-    async with open_group(limit=options.limit, reconnect=options.reconnect) as group:
+    async with open_group(limit=options.limit, tls=credentials_of(options), reconnect=options.reconnect) as group:
         marks = [await _mark(group, target, options) for target in options.targets]
         if options.json:
             output.put_line(_ready_line(marks))

@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Final
 
 import anyio
+from msgspec.structs import replace
 
 from fusenotify import protocol
 from fusenotify.client.marks import BATCH, Mark, Question, Source, only_one
@@ -84,6 +85,8 @@ class Connection:
 
         The mark is there before any event behind the answer is looked at, whichever task reads it.
         """
+        if not self._transport.shares_processes:
+            message = replace(message, exclude_pid=None)  # there it is the number of another process
         made: list[Mark] = []
 
         def keep(answer: Done) -> Mark:

@@ -19,6 +19,7 @@ from fusenotify.events import Event, Kind, Origin, Scope, format_cursor
 from fusenotify.protocol import AddMark, Done, Recount, Sync
 from fusenotify.queue import DEFAULT_LIMIT
 from fusenotify.targets import LocalTarget, Target, resolve_any
+from fusenotify.transports import Credentials
 
 if TYPE_CHECKING:
     from fusenotify.client.ignoring import Ignore
@@ -37,11 +38,12 @@ class Group:
     Made by `open_group`. Several tasks may use it at once; each event goes to one of those that iterate.
     """
 
-    def __init__(self, limit: int | None, *, reconnect: bool) -> None:
+    def __init__(self, limit: int | None, *, reconnect: bool, tls: Credentials | None) -> None:
         if limit is not None and limit < 1:
             raise UsageError(f"a queue needs room for at least one event, not {limit}")
         self._limit = limit
         self._reconnect = reconnect
+        self._tls = tls
         self._sources: dict[object, Source] = {}
         self._returning: dict[Source, Returning] = {}
         self._opening = anyio.Lock()
@@ -71,8 +73,9 @@ class Group:
         tells of it whatever kinds were asked for.
 
         Args:
-            target: a path, or `unix:PATH` for the root of a daemon's tree. A path on no fusenotify mount is watched by
-                this process itself; of mounts of ours below it nothing is told.
+            target: a path, or the address of a daemon for the root of its tree, `unix:PATH` or `tls://HOST:PORT`; this
+                one may have a path below the root behind it. A path on no fusenotify mount is watched by this process
+                itself; of mounts of ours below it nothing is told.
             scope: `Scope.INODE` for the file or directory itself, `Scope.DIR` for the entries of a directory,
                 `Scope.SUBTREE` for everything below it, `Scope.FILESYSTEM` for the whole mount.
             kinds: what to hear of; overflow and unmount come in any case.
@@ -80,7 +83,8 @@ class Group:
             handles: have `Event.handle`, `parent` and `old_parent` filled; on no mount of ours they stay None.
             ignore: patterns as in gitignore(5), relative to the target, of names that are as if they did not exist.
             oneshot: end the mark with its first event.
-            exclude_self: leave out what this process does through the mount.
+            exclude_self: leave out what this process does through the mount; nothing where the daemon is on another
+                machine.
             uids: only what these users do, where it is known.
 
         Raises:
@@ -336,7 +340,7 @@ class Group:
                 await tree.aclose()
                 raise
             return tree
-        connection = Connection(target, await target.connect(), limit, self._arrivals.append)
+        connection = Connection(target, await target.connect(self._tls), limit, self._arrivals.append)
         try:
             await connection.hello(self._limit or 0)
         except BaseException:
@@ -379,7 +383,7 @@ async def _recount(source: Source, request: Recount) -> None:
         await source.request(request)
 
 
-def open_group(*, limit: int | None = None, reconnect: bool = False) -> Group:
+def open_group(*, limit: int | None = None, reconnect: bool = False, tls: Credentials | None = None) -> Group:
     """Return a new group, to be used as `async with open_group() as group:`.
 
     Args:
@@ -387,8 +391,9 @@ def open_group(*, limit: int | None = None, reconnect: bool = False) -> Group:
         reconnect: when a daemon goes, wait for it to come back instead of raising DaemonGone. Where something may have
             been missed, an overflow event with the reason `restart` says so; everything that is in the marks' reach
             follows as `create`, recovered.
+        tls: how to prove who we are, and to check who the daemon is, where a target is `tls://HOST:PORT`.
     """
-    return Group(limit, reconnect=reconnect)
+    return Group(limit, reconnect=reconnect, tls=tls)
 
 
 @asynccontextmanager
@@ -400,6 +405,7 @@ async def watch(
     limit: int | None = None,
     ignore: Collection[str] = (),
     reconnect: bool = False,
+    tls: Credentials | None = None,
 ) -> AsyncIterator[Group]:
     """Watch what is at some paths: `async with watch("/mnt/data", "/etc") as events: async for event in events: ...`.
 
@@ -408,7 +414,7 @@ async def watch(
     """
     if not targets:
         raise UsageError("nothing to watch: name at least one target")
-    async with open_group(limit=limit, reconnect=reconnect) as group:
+    async with open_group(limit=limit, reconnect=reconnect, tls=tls) as group:
         for target in targets:
             scope = await scope_of(target, recursive=recursive)
             await group.mark(target, scope=scope, kinds=kinds, origin=origin, ignore=ignore)

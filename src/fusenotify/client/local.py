@@ -17,30 +17,17 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup, TaskStatus
 from msgspec.structs import replace
 
-from fusenotify.arrivals import Arrivals
-from fusenotify.attention import Attention
 from fusenotify.backing import Backing
-from fusenotify.claims import Claims
 from fusenotify.client.marks import BATCH, Mark, Question, Source, only_one
-from fusenotify.comparison import Comparison
-from fusenotify.crawler import Crawler
-from fusenotify.echoes import Echoes
 from fusenotify.errors import DaemonGone, EnvironmentProblem, NotAMount, NotPermitted
+from fusenotify.eventpath import EventPath
 from fusenotify.events import EXCHANGE, LOCAL, OVERFLOW, UNMOUNT, Event, EventRecord, Reason, Scope
-from fusenotify.exchanges import Exchanges
 from fusenotify.filesystems import Filesystems
-from fusenotify.groups import Groups
-from fusenotify.hearing import Hearing
 from fusenotify.mountinfo import read_mounts
 from fusenotify.protocol import DIR, REMOTE_ORIGIN, SUBTREE, AddMark, Done, Recount, RemoveMark, Sync
-from fusenotify.recovery import Recovery
 from fusenotify.root import Root
-from fusenotify.snapshot import Snapshot
-from fusenotify.stream import Stream
 from fusenotify.targets import LocalTarget
-from fusenotify.telling import Teller
-from fusenotify.translation import Translator
-from fusenotify.tree import ROOT_PATH, Tree
+from fusenotify.tree import ROOT_PATH
 from fusenotify.watchers.inotify import InotifyWatcher
 
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
@@ -87,7 +74,7 @@ class LocalTree:
             self._closing = stack.pop_all()
 
     def _open(self, stack: ExitStack, *, recursive: bool) -> None:
-        """Wire up the event path, as the daemon does it; there is nobody whose echoes could be heard."""
+        """Make an event path as the daemon's; there is nobody whose echoes could be heard."""
         try:
             backing = Backing(self._root_path)
         except PermissionError as error:
@@ -99,28 +86,10 @@ class LocalTree:
         stack.callback(backing.close)
         self._watcher = InotifyWatcher()
         stack.callback(self._watcher.close)
-        filesystems, echoes, stream, snapshot = (
-            Filesystems(self._root_path),
-            Echoes(),
-            Stream(self._watcher),
-            Snapshot(),
-        )
-        self._tree = tree = Tree(backing.root_key)
-        crawler = Crawler(backing, self._watcher, stream, tree, filesystems, snapshot, recursive=recursive)
-        exchanges = Exchanges(backing, stream, crawler, tree, echoes)
-        claims = Claims(backing, tree, echoes)
-        self._teller = teller = Teller(snapshot)
-        arrivals = Arrivals(crawler, teller, snapshot)
-        self._translator = Translator(self._watcher, stream, crawler, exchanges, tree, claims, teller, arrivals)
-        comparison = Comparison(backing, self._watcher, crawler, tree, snapshot, teller, arrivals)
-        recovery = Recovery(self._watcher, stream, crawler, claims, self._translator, comparison)
-        self._groups = Groups(tree, owner=os.geteuid(), watch_other=False, look=backing.key_beneath)
-        self._hearing = Hearing(
-            self._watcher, stream, self._translator, recovery, crawler, claims, self._groups, lambda function: function
-        )
-        attention = Attention(backing, self._watcher, filesystems, self._groups.uses)
-        self._hearing.settle_watches = attention.settle
-        self._groups.uses.on_change = self._hearing.wake
+        filesystems = Filesystems(self._root_path)
+        path = EventPath(backing, self._watcher, filesystems, recursive=recursive)
+        self._tree, self._groups, self._hearing = path.tree, path.groups, path.hearing
+        self._teller, self._translator = path.teller, path.translator
         self._backing = backing
         self._root = Root(backing, self._root_path, filesystems)
         self._hearing.before_crawl = self._keep_out_of_mounts

@@ -10,18 +10,22 @@ from fusenotify.errors import ProtocolError
 from fusenotify.protocol import AskStatus, Handle, Locate, Location, Lookup, Report
 from fusenotify.status import Status
 from fusenotify.targets import Target, resolve
+from fusenotify.transports import Credentials
 
 _Answer = TypeVar("_Answer", Report, Handle, Location)
 
 
-async def status(target: str | os.PathLike[str]) -> Status:
-    """Ask the daemon behind a target how it is (errors as `Group.mark`)."""
-    answer = await _ask(await anyio.to_thread.run_sync(resolve, target), AskStatus(0), Report)
+async def status(target: str | os.PathLike[str], *, tls: Credentials | None = None) -> Status:
+    """Ask the daemon behind a target how it is (arguments and errors as `open_group` and `Group.mark`)."""
+    answer = await _ask(await anyio.to_thread.run_sync(resolve, target), AskStatus(0), Report, tls)
     return answer.status
 
 
-async def lookup(path: str | os.PathLike[str]) -> str:
+async def lookup(path: str | os.PathLike[str], *, tls: Credentials | None = None) -> str:
     """Return the handle of a file or directory on a fusenotify mount; of a symbolic link, of what it leads to.
+
+    The path may also be a target behind TLS, `tls://HOST:PORT/PATH`, for which `tls` is as in `open_group`; there no
+    symbolic link is followed.
 
     The handle is opaque text. It stays that of the object whatever the object is called, also when the daemon is
     restarted with the same state directory, and `locate` tells where the object is.
@@ -33,15 +37,16 @@ async def lookup(path: str | os.PathLike[str]) -> str:
         DaemonGone: the daemon does not answer.
     """
     resolved = await anyio.to_thread.run_sync(resolve, path)
-    return (await _ask(resolved, Lookup(0, resolved.path), Handle)).handle
+    return (await _ask(resolved, Lookup(0, resolved.path), Handle, tls)).handle
 
 
-async def locate(target: str | os.PathLike[str], handle: str) -> str:
+async def locate(target: str | os.PathLike[str], handle: str, *, tls: Credentials | None = None) -> str:
     """Return the path at which the object of a handle is now, relative to SOURCE (surrogateescape).
 
     Args:
-        target: a path on the fusenotify mount that the handle is of, or `unix:PATH`.
+        target: a path on the fusenotify mount that the handle is of, `unix:PATH` or `tls://HOST:PORT`.
         handle: from `lookup`.
+        tls: as in `open_group`.
 
     Raises:
         StaleHandle: the object is gone or was moved out of the tree, or the handle is not one of this tree.
@@ -50,11 +55,13 @@ async def locate(target: str | os.PathLike[str], handle: str) -> str:
         DaemonGone: the daemon does not answer.
     """
     resolved = await anyio.to_thread.run_sync(resolve, target)
-    return os.fsdecode((await _ask(resolved, Locate(0, handle), Location)).path)
+    return os.fsdecode((await _ask(resolved, Locate(0, handle), Location, tls)).path)
 
 
-async def _ask(target: Target, question: AskStatus | Lookup | Locate, kind: type[_Answer]) -> _Answer:
-    connection = Connection(target, await target.connect(), 1, lambda _: None)
+async def _ask(
+    target: Target, question: AskStatus | Lookup | Locate, kind: type[_Answer], tls: Credentials | None
+) -> _Answer:
+    connection = Connection(target, await target.connect(tls), 1, lambda _: None)
     try:
         answer = await connection.request(question)
     finally:

@@ -14,6 +14,7 @@ import anyio
 from inotify_simple import INotify, flags
 from msgspec.structs import replace
 
+from fusenotify.addresses import UnixAddress
 from fusenotify.client.marks import Mark, Source
 from fusenotify.errors import DaemonGone, EnvironmentProblem, FusenotifyError, UsageError
 from fusenotify.events import Reason, Scope
@@ -133,7 +134,7 @@ def signs_of(target: Target | LocalTarget) -> Iterator[select.epoll]:
 
 
 def _appears_at(target: Target | LocalTarget) -> str | None:
-    """Return the path whose appearing is worth an attempt; None of a mount, which the kernel tells of."""
+    """Return the path whose appearing is worth an attempt, None if there is none: the kernel tells of mounts."""
     if isinstance(target, LocalTarget):
         return target.real
-    return target.daemon.partition(":")[2] if target.is_socket else None
+    return target.daemon.path if isinstance(target.daemon, UnixAddress) else None
