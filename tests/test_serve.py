@@ -184,6 +184,20 @@ def test_who_reconnects_over_tls_hears_what_was_made_meanwhile(
         assert [line["kind"] for line in watch_.until("sub/y")] == ["create"]
 
 
+def test_who_reconnects_says_that_somebody_else_is_there(
+    source: Path, state: str, authority: Authority, tmp_path: Path, watching: Start
+) -> None:
+    with served(source, "--state-dir", state, *listening(authority.daemon)) as daemon:
+        place = daemon.tls
+        watch_ = watching("--reconnect", place, *options(authority.client))
+    with served(source, "--state-dir", state, "--listen", place, *options(Authority(tmp_path).daemon)):
+        assert watch_.process.stderr is not None
+        assert "is not that of the daemon we look for" in watch_.process.stderr.readline()
+    with served(source, "--state-dir", state, "--listen", place, *options(authority.daemon)):
+        (source / "x").mkdir()
+        watch_.until("x")
+
+
 def test_an_ordinary_user_can_serve(directory: Path, nobody: list[str]) -> None:
     place = directory / "of-nobody"
     place.mkdir()
