@@ -7,7 +7,7 @@ from fusenotify import events
 from fusenotify.claims import Claims
 from fusenotify.echoes import STILL_OPEN, Echoes, Expectation, LocalOperation, Name
 from fusenotify.identity import InodeKey
-from fusenotify.tree import Directory, Tree
+from fusenotify.tree import Tree
 
 KEY = InodeKey(1, 2)
 
@@ -29,15 +29,3 @@ def test_an_operation_whose_echo_may_have_been_skipped_is_told_by_the_comparison
     assert [one.expectations[0].optional for one in operations] == [False, True, False, False]
     claims.excuse(35)
     assert operations[-1].expectations[0].optional
-
-
-def test_an_operation_in_a_directory_that_was_listed_since_is_told_by_the_listing() -> None:
-    tree = Tree(InodeKey(1, 1))
-    directory = Directory(tree.root, b"directory", 8, KEY)
-    tree.add(directory, tree.root, b"directory")
-    claims = claims_of(tree)
-    assert claims.unlisted(Name(KEY, 8, b"name")) is directory
-    assert claims.unlisted(Name(KEY, 7, b"name")) is None  # it had another watch
-    assert claims.unlisted(Name(KEY, None, b"name")) is None
-    tree.set_wd(directory, None)
-    assert claims.unlisted(Name(KEY, 7, b"name")) is directory

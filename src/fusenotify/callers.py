@@ -37,6 +37,15 @@ def user_of(process_id: int) -> int | None:
         return None
 
 
+def is_child(process_id: int) -> bool:
+    """Whether a process was started by this one, False where nothing is known of it."""
+    try:
+        with open(f"/proc/{process_id}/status", "rb") as file:
+            return any(line.startswith(b"PPid:") and int(line[5:]) == os.getpid() for line in file)
+    except OSError:
+        return False
+
+
 def groups_of(thread_id: int) -> tuple[int, ...]:
     """Return the supplementary groups of a thread; none where nothing is known of it, which gives it fewer rights."""
     return rights_of(thread_id)[0]

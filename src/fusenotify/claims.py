@@ -100,10 +100,10 @@ class Claims:
     def unlisted(self, name: Name) -> Directory | None:
         """Return the directory of a name in which an operation was made, None where its listing tells of that.
 
-        What was not watched then as it is now, or will be when it comes into the tree, is listed with the outcome.
+        What was not watched then and is now, or will be when it comes into the tree, is listed with the outcome.
         """
         directory = self._tree.by_key.get(name.directory)
-        return directory if directory is None or directory.wd in (None, name.wd) else None
+        return directory if directory is None or name.wd is not None or directory.wd is None else None
 
     def until_known(self, items: Sequence[Item]) -> int:
         """Return how many items can be told before an operation that is under way has succeeded, or failed.

@@ -24,7 +24,7 @@ from typing import Final
 
 from fusenotify import _fanotify, events, joiner
 from fusenotify._fanotify import Record
-from fusenotify.callers import user_of
+from fusenotify.callers import is_child, user_of
 from fusenotify.errors import EnvironmentProblem
 from fusenotify.identity import InodeKey
 from fusenotify.joiner import IN_ISDIR, ITSELF, Author, RawEvent
@@ -170,7 +170,8 @@ class FanotifyWatcher(Watcher):
         return target is not None and self.root_wd is not None and self._by_handle.get(target) == self.root_wd
 
     def _author(self, pid: int) -> Author:
-        if pid == self._own_pid:
+        # A child has our open files until its exec, and closes what was closed here meanwhile.
+        if pid == self._own_pid or is_child(pid):
             return Author(pid, None, is_us=True)
         return Author(pid, user_of(pid)) if pid > 0 else _UNKNOWN
 
