@@ -5,6 +5,7 @@ reads for all.
 """
 
 import os
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -15,6 +16,7 @@ from typing import TypeVar
 import anyio
 
 from fusenotify import protocol
+from fusenotify.batch import Batch
 from fusenotify.errors import DaemonGone, ProtocolError, UsageError
 from fusenotify.events import OVERFLOW, Event, Kind, Origin, Scope, format_cursor
 from fusenotify.protocol import (
@@ -33,7 +35,7 @@ from fusenotify.protocol import (
     Report,
     Sync,
 )
-from fusenotify.queue import DEFAULT_LIMIT, Batch, Queue
+from fusenotify.queue import Queue
 from fusenotify.status import Status
 from fusenotify.targets import Target, resolve
 from fusenotify.transports import Transport
@@ -326,7 +328,8 @@ class Group:
         async with self._connecting:
             connection = self._connections.get(target.daemon)
             if connection is None:
-                connection = Connection(await target.connect(), Queue(self._limit or DEFAULT_LIMIT))
+                # The limit is the daemon's to keep: what it has sent, it takes for read.
+                connection = Connection(await target.connect(), Queue(sys.maxsize))
                 try:
                     await connection.hello(self._limit or 0)
                 except BaseException:

@@ -17,6 +17,7 @@ import pyfuse3
 import trio
 
 from fusenotify import _linux, mounting, server
+from fusenotify.arrears import Arrears
 from fusenotify.arrivals import Arrivals
 from fusenotify.backing import Backing
 from fusenotify.changes import Changes
@@ -135,6 +136,8 @@ class Daemon:
             self._changes.on_loop,
         )
         self._hearing.before_crawl = self._ask_distant
+        arrears = Arrears(self._backing, crawler, self._filesystems, self._groups, lambda: self._teller.seq)
+        self._hearing.pay_arrears = arrears.pay
 
     async def run(self, listen: Sequence[str], on_ready: Callable[[int], None]) -> None:
         """Watch, mount and serve until the filesystem is unmounted or a signal asks to stop.

@@ -1,5 +1,6 @@
 """Who listens to what: groups, their marks, and the fan-out of events to their queues."""
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,10 +8,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from fusenotify import events
+from fusenotify.batch import Batch
 from fusenotify.errors import LimitReached, NotPermitted, UsageError
-from fusenotify.events import ALWAYS, EXCHANGE, IS_DIR, LOCAL, OTHER_IS_DIR, OVERFLOW, RECOVERED, EventRecord
+from fusenotify.events import ALWAYS, EXCHANGE, IS_DIR, LOCAL, OTHER_IS_DIR, RECOVERED, EventRecord
+from fusenotify.fanout import Fanout
+from fusenotify.lag import Lag, Told
+from fusenotify.ledger import Usage
 from fusenotify.protocol import DIR, LOCAL_ORIGIN, REMOTE_ORIGIN, SUBTREE, AddMark
-from fusenotify.queue import DEFAULT_LIMIT, Batch, Queue
+from fusenotify.queue import DEFAULT_LIMIT, Queue
 from fusenotify.status import QueueStatus
 from fusenotify.tree import ROOT_PATH, Directory, Tree
 
@@ -99,18 +104,22 @@ class Group:
         uid: the user who opened it.
         base: the directory below which it sees anything, and which its paths are relative to.
         queue: what it has not read.
-        on_queued: called when something was queued.
+        lag: what it has missed, if it was full.
+        on_marks: called when the marks have changed.
+        undivided: the number of its only mark, if that takes everything.
     """
 
-    def __init__(self, uid: int, tree: Tree, base: Directory, limit: int, debts: deque[Debt]) -> None:
-        self.uid = uid
+    def __init__(self, usage: Usage, tree: Tree, base: Directory, limit: int, debts: deque[Debt]) -> None:
+        self.uid = usage.uid
         self.base = base
-        self.queue = Queue(limit)
-        self.on_queued: Callable[[], None] = lambda: None
+        self.queue = Queue(limit, usage)
+        self.lag = Lag(self.queue)
+        self.on_marks: Callable[[], None] = lambda: None
+        self.undivided: int | None = None
+        self._usage = usage
         self._tree = tree
         self._debts = debts
         self._marks: dict[int, Mark] = {}
-        self._undivided: int | None = None  # the number of the one mark that takes everything
 
     @property
     def marks(self) -> int:
@@ -121,6 +130,7 @@ class Group:
         """Add a mark, or change the one that has this number."""
         if mark.number not in self._marks and len(self._marks) >= MOST_MARKS:
             raise LimitReached(f"a group can have {MOST_MARKS} marks; one mark on a directory above covers them all")
+        self._usage.marks += mark.number not in self._marks
         self._marks[mark.number] = mark
         self._note_marks()
 
@@ -128,27 +138,39 @@ class Group:
         """Remove a mark."""
         if self._marks.pop(number, None) is None:
             raise UsageError(f"this group has no mark {number}")
+        self._usage.marks -= 1
+        self._note_marks()
+
+    def remove_all(self) -> None:
+        """Remove every mark."""
+        self._usage.marks -= len(self._marks)
+        self._marks.clear()
         self._note_marks()
 
     def _note_marks(self) -> None:
         marks = list(self._marks.values())
         whole = len(marks) == 1 and marks[0].takes_everything and self.base.is_root
-        self._undivided = marks[0].number if whole else None
+        self.undivided = marks[0].number if whole else None
+        self.on_marks()
+
+    # --- what it is told -----------------------------------------------------------------------------------------
 
     def publish(self, batch: Batch) -> None:
-        """Queue what of a batch the marks let through."""
-        if not self._marks:
-            return
-        waiting = len(self.queue)
-        first = batch.records[0]
-        if first.kind == OVERFLOW:  # it comes alone (see `translation`)
-            self.queue.push_overflow(first.seq, first.time_ns, first.reason)
-        elif self._undivided is not None:
-            self.queue.push(self._undivided, batch)
-        else:
+        """Queue what of a batch the marks let through, or note it, if the group has fallen behind."""
+        if self.lag.doubt is None:
             self._push_selected(batch.records)
-        if len(self.queue) > waiting:
-            self.on_queued()
+            return
+        for record in batch.records:
+            if self.undivided is not None:
+                self.lag.note(self.undivided, record)
+                continue
+            for mark, selected in self._select(record):
+                self.lag.note(mark, selected)
+
+    def tell(self, missed: Iterable[Told]) -> None:
+        """Queue what was missed; there has to be room for it."""
+        for mark, run in itertools.groupby(missed, key=lambda one: one[0]):
+            self.queue.push(mark, Batch([record for _, record in run]))
 
     def _push_selected(self, records: Sequence[EventRecord]) -> None:
         run: list[EventRecord] = []
@@ -235,6 +257,24 @@ class Group:
         if records:
             self.publish(Batch(records))
 
+    # --- what it may see -----------------------------------------------------------------------------------------
+
+    def mark_over(self, path: bytes, preferred: int) -> int | None:
+        """Return the number of the mark by which the group is told of a path of the tree, if there is any."""
+        mark = self._marks.get(preferred)
+        if mark is not None and mark.covers(path):
+            return mark.number
+        return next((mark.number for mark in self._marks.values() if mark.covers(path)), None)
+
+    def reaches_below(self, path: bytes) -> bool:
+        """Whether what is in a directory of the tree is told to the group because of a mark above it."""
+        return any(mark.subtree and mark.covers(path) for mark in self._marks.values())
+
+    @property
+    def marked(self) -> list[Directory]:
+        """The marked directories that are in the tree."""
+        return [mark.directory for mark in self._marks.values() if not mark.directory.gone]
+
     def _visible(self, path: bytes | None, marks: list[Mark]) -> bytes | None:
         """Return a path as the group may see it: None outside its base and outside all its marks."""
         if path is None or self.base.gone or not any(mark.covers(path) for mark in marks):
@@ -255,6 +295,7 @@ class Groups:
 
     Attributes:
         debts: what has come into some group's reach and is still to be told.
+        fanout: hands events on to them.
     """
 
     def __init__(self, tree: Tree, owner: int, watch_other: bool) -> None:
@@ -263,6 +304,7 @@ class Groups:
         self._tree = tree
         self._owner = owner
         self._watch_other = watch_other
+        self.fanout: Fanout[Group] = Fanout()
         self._groups: dict[Group, None] = {}
 
     def __len__(self) -> int:
@@ -276,22 +318,27 @@ class Groups:
         """
         if limit > MOST_EVENTS and uid not in (0, self._owner):
             raise LimitReached(f"a queue of user {uid} can hold {MOST_EVENTS} events, not {limit}")
-        if uid != 0 and sum(group.uid == uid for group in self._groups) >= MOST_GROUPS_PER_UID:
+        usage = self.fanout.ledger.of(uid)
+        if uid != 0 and usage.groups >= MOST_GROUPS_PER_UID:
             raise LimitReached(f"user {uid} has {MOST_GROUPS_PER_UID} groups open, which is the limit; close some")
-        group = Group(uid, self._tree, base, limit or DEFAULT_LIMIT, self.debts)
+        usage.groups += 1
+        group = Group(usage, self._tree, base, limit or DEFAULT_LIMIT, self.debts)
         self._groups[group] = None
+        self.fanout.add(group)
         return group
 
     def close(self, group: Group) -> None:
         """Remove a group and forget what it has not read."""
-        self._groups.pop(group, None)
+        if self._groups.pop(group, self) is self:
+            return
+        group.remove_all()
+        self.fanout.remove(group)
+        self.fanout.ledger.close_group(self.fanout.ledger.of(group.uid))
 
     def publish(self, records: list[EventRecord]) -> None:
         """Queue some events for everybody whose marks let them through."""
         if records and self._groups:
-            batch = Batch(records)
-            for group in self._groups:
-                group.publish(batch)
+            self.fanout.publish(records)
 
     def report(self) -> list[QueueStatus]:
         """Return the groups in figures, those first that have most to read."""
@@ -319,7 +366,7 @@ class Groups:
         Raises:
             LimitReached: so it is.
         """
-        if uid != 0 and sum(group.marks for group in self._groups if group.uid == uid) >= MOST_MARKS:
+        if uid != 0 and self.fanout.ledger.of(uid).marks >= MOST_MARKS:
             raise LimitReached(f"user {uid} has {MOST_MARKS} marks, which is the limit; mark a directory above instead")
 
     def check_reach(self, uid: int, scope: str) -> None:

@@ -6,7 +6,7 @@ file operations never wait for either.
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 import trio
@@ -44,6 +44,7 @@ class Hearing:
     Attributes:
         before_crawl: awaited before the whole tree is looked at.
         latency: how long events took from being read from the kernel until queued.
+        pay_arrears: tells groups what they missed while their queues were full (see `Arrears.pay`).
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Hearing:
         self._groups = groups
         self.latency = Histogram()
         self._read_at = time.monotonic()  # when what is being told was read from the kernel
+        self.pay_arrears: Callable[[Callable[[], bool]], Iterator[bool]] = lambda _: iter(())
         self._ended = False
         self._joiner = Joiner()
         self._held: list[Item] = []  # a rename that may be half an exchange, or a pair that may be a whole one
@@ -84,6 +86,7 @@ class Hearing:
         self._next_look = 0.0  # at the directories that are deaf
         self.wake = on_loop(self._wake)  # to be called when there may be something to tell
         watcher.on_data = self.wake
+        groups.fanout.on_room = self.wake
 
     async def crawl(self) -> None:
         """Set every watch; from then on no change is missed."""
@@ -214,6 +217,7 @@ class Hearing:
                 await self._pass_on(self._joiner.feed(events))
                 self._passed_on = end
                 await self._pay_debts()
+                await self._pay_arrears()
                 self._finish(end)
             if self._joiner.waiting or self._held:
                 await self._await_partner()
@@ -222,7 +226,8 @@ class Hearing:
             await self._pay_debts()
             if self._watcher.drain() == position:
                 self._finish(position)
-                if not self._groups.debts and not await self._see():
+                has_told = await self._pay_arrears()
+                if not has_told and not self._groups.debts and not await self._see():
                     return
 
     async def _await_partner(self) -> None:
@@ -298,6 +303,17 @@ class Hearing:
         for _ in self._recovery.see(lambda: self._has_untold):
             await self._take_turns()
         return self._has_untold
+
+    async def _pay_arrears(self) -> bool:
+        """Tell groups what they missed while their queues were full; return whether there may be more to tell now."""
+        has_told = False
+        for is_closer in self.pay_arrears(self._is_quiet):
+            has_told |= is_closer
+            await self._take_turns()
+        return has_told
+
+    def _is_quiet(self) -> bool:
+        return not (self._has_untold or self._unsettled or self._groups.debts)
 
     @property
     def _has_untold(self) -> bool:
