@@ -16,13 +16,17 @@ class Batch:
     """Some events. They are encoded once, however many groups hold them.
 
     A record takes about 330 bytes of memory and encoded a fifth of that, so what may wait for long is packed.
+
+    Attributes:
+        time_ns: when the last of them was heard, nanoseconds since the epoch.
     """
 
-    __slots__ = ("_count", "_encoded", "_records")
+    __slots__ = ("_count", "_encoded", "_records", "time_ns")
 
     def __init__(self, records: Sequence[EventRecord]) -> None:
         self._records: Sequence[EventRecord] | None = records
         self._count = len(records)
+        self.time_ns = records[-1].time_ns if records else 0
         self._encoded: bytes | None = None
 
     def __len__(self) -> int:

@@ -265,8 +265,7 @@ class Peer:
             frame = protocol.encode_events(mark, batch)
             if len(frame) <= room:
                 queue.pop()
-                last = batch.records[-1]
-                self._services.sent.note((time.time_ns() - last.time_ns) * 1e-9, len(batch))
+                self._services.sent.note((time.time_ns() - batch.time_ns) * 1e-9, len(batch))
                 return frame
             if len(batch) == 1:
                 if required:
