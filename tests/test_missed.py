@@ -62,6 +62,15 @@ def test_what_happens_to_a_marked_object_is_told_as_a_change_of_it(world: World)
     assert missed(group) == {b"a/g": 2}
     assert group.mark_over(b"a/g", 2) == 2
     assert group.mark_over(b"a/f", 2) is None
+    assert group.mark_over(b"a/g", 2, below=True) is None
+
+
+def test_what_is_in_a_directory_is_told_by_marks_above_and_on_it(world: World) -> None:
+    group = world.open()
+    world.mark(group, b".", scope="dir")
+    world.mark(group, b"a", 2, scope="dir")
+    assert [group.mark_over(b"a", 2), group.mark_over(b"a/x", 1)] == [1, 2]
+    assert [group.reaches_below(path) for path in (b"a", b"b", b"a/x")] == [True, False, False]
 
 
 def test_the_end_of_a_mark_is_told_to_who_has_fallen_behind(world: World) -> None:

@@ -104,7 +104,7 @@ class Arrears:
 
     def _tell_path(self, group: Group, path: bytes, what: Doubtful) -> Iterator[Told]:
         full = group.base.prefix + path
-        mark = group.mark_over(full, what.mark)
+        mark = group.mark_over(full, what.mark, below=what.below)
         if mark is None:
             if what.below:
                 group.lag.give_up()  # a directory above what is marked has come to stand for it

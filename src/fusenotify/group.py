@@ -203,17 +203,20 @@ class Group:
             if mark.oneshot:
                 self._note_marks()
 
-    def mark_over(self, path: bytes, preferred: int) -> int | None:
-        """Return the number of the mark by which the group is told of a path of the tree, if there is any."""
+    def mark_over(self, path: bytes, preferred: int, *, below: bool = False) -> int | None:
+        """Return the number of the mark by which the group is told of a path of the tree, if there is any.
+
+        A mark on the very object will not do where it is about what is `below` as well.
+        """
         covering = self._covering(path)
         mark = self._index.get(preferred)
-        if mark is not None and (mark in covering or _is_at(mark.place, path)):
+        if mark is not None and (mark in covering or (not below and mark.scope == INODE and _is_at(mark.place, path))):
             return mark.number
         return covering[0].number if covering else None
 
     def reaches_below(self, path: bytes) -> bool:
-        """Whether what is in a directory of the tree is told to the group because of a mark above it."""
-        return any(mark.reaches_below for mark in self._covering(path))
+        """Whether what is in a directory of the tree is told to the group."""
+        return bool(self._covering(path + b"/."))
 
     def _covering(self, path: bytes) -> list[Mark]:
         return Reach(self._index, Ways(self._tree)).covering(path)
