@@ -174,7 +174,8 @@ class Peer:
                 self._group.remove(request.mark)
                 await self._services.attentive()
             case Recount():
-                _check_path(request.path or b"")
+                if request.path is not None:
+                    _check_path(request.path)
                 await self._services.caught_up()
                 self._group.recount(request.mark, request.path, self._services.position(), time.time_ns())
             case Sync():
