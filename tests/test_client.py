@@ -547,6 +547,7 @@ def test_leaving_the_group_ends_those_who_iterate(mount: Mount, go: Run[None]) -
                     ended.append(type(error))
 
             tasks.start_soon(iterate)
+            await anyio.wait_all_tasks_blocked()
         await count_of_groups(mount, 0)
 
     go(main)

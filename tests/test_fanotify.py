@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from fusenotify import Event, Group, Kind, Origin, _linux, open_group
+from fusenotify import Event, Group, Kind, Origin, Scope, _fanotify, _linux, open_group
 from tests.filesystems import filesystem
 from tests.harness import PATIENCE, Mount, Watch, mounted, patched, run
 from tests.test_overflow import blackout
@@ -369,3 +370,42 @@ def test_fanotify_is_refused_to_users_with_what_to_do(directory: Path, nobody: l
     assert outcome.returncode == 4
     assert "CAP_SYS_ADMIN" in outcome.stderr
     assert "inotify" in outcome.stderr
+
+
+# --- uses ------------------------------------------------------------------------------------------------------------
+
+
+def is_hearing(mount: Mount, mask: int) -> bool:
+    """Whether a fanotify mark of the daemon has these bits."""
+    descriptors = Path(f"/proc/{mount.process.pid}/fdinfo").iterdir()
+    masks = [
+        int(found, 16)
+        for one in descriptors
+        for found in re.findall(r"^fanotify sdev.* mask:(\w+)", one.read_text(), re.M)
+    ]
+    assert masks
+    return any(one & mask == mask for one in masks)
+
+
+async def test_uses_are_heard_only_while_somebody_asks(mount: Mount) -> None:
+    (mount.source / "asked").mkdir()
+    (mount.source / "asked" / "file").touch()
+    (mount.source / "file").touch()
+    assert not is_hearing(mount, _fanotify.FAN_OPEN)
+    async with open_group() as group:
+        await group.mark(mount.mountpoint, kinds=Kind.CREATE)
+        first = await group.mark(mount.mountpoint / "asked", kinds=Kind.OPEN)
+        second = await group.mark(mount.mountpoint / "asked" / "file", scope=Scope.INODE, kinds=Kind.CLOSE_NOWRITE)
+        assert is_hearing(mount, _fanotify.FAN_OPEN | _fanotify.FAN_CLOSE_NOWRITE)
+        for path in ("file", "asked/file"):
+            (mount.source / path).read_text()
+        (mount.source / "end").mkdir()
+        events = await told_until(group, "end")
+        assert [(event.path, event.kind) for event in events] == [
+            ("asked/file", Kind.OPEN),
+            ("asked/file", Kind.CLOSE_NOWRITE),
+        ]
+        await group.unmark(first)
+        await group.unmark(second)
+        assert not is_hearing(mount, _fanotify.FAN_OPEN)
+        assert not is_hearing(mount, _fanotify.FAN_CLOSE_NOWRITE)

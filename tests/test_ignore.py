@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fusenotify import Event, Group, UsageError, events, watch
+from fusenotify import Event, Group, Kind, Scope, UsageError, events, open_group, watch
 from fusenotify.client.ignoring import Ignore
 from fusenotify.events import EXCHANGE, IS_DIR, OTHER_IS_DIR, EventRecord
 from tests.harness import Mount, Watch
@@ -140,3 +140,18 @@ def test_the_command(mount: Mount, directory: Path, watching: Callable[..., Watc
     for name in ("x.tmp", "build", "build/x", "y"):
         (mount.source / name).mkdir()
     assert [line["path"] for line in watch.until("y")] == ["y"]
+
+
+async def test_what_is_ignored_does_not_end_a_oneshot_mark(mount: Mount) -> None:
+    for name in ("a", "b"):
+        (mount.source / name).mkdir()
+    async with open_group() as group:
+        mark = await group.mark(
+            mount.mountpoint / "a", scope=Scope.DIR, kinds=Kind.CREATE, ignore=["*.tmp"], oneshot=True
+        )
+        await group.mark(mount.mountpoint / "b", kinds=Kind.CREATE)
+        for path in ("a/ignored.tmp", "a/first", "a/second", "b/end"):
+            (mount.source / path).touch()
+        assert [event.path for event in (await anext(group), await anext(group))] == ["a/first", "b/end"]
+        with pytest.raises(UsageError, match="no such mark"):
+            await group.unmark(mark)

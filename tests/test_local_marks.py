@@ -357,3 +357,78 @@ def test_only_remote_changes_of_what_is_on_no_mount_cannot_be_watched(directory:
     ended = run("watch", "--origin", "remote", directory)
     assert (ended.returncode, ended.stdout) == (NotAMount.exit_code, "")
     assert "not on a fusenotify mount" in ended.stderr
+
+
+# --- one-shot marks, uses --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", [Scope.INODE, Scope.DIR, Scope.SUBTREE])
+def test_a_oneshot_mark_ends_with_its_first_event(directory: Path, go: Run[None], scope: Scope) -> None:
+    (directory / "a").mkdir()
+    (directory / "b").mkdir()
+    marked, end = directory / "a" / "marked", directory / "b" / "end"
+    marked.touch()
+
+    async def main() -> None:
+        async with open_group() as group:
+            target = marked if scope == Scope.INODE else marked.parent
+            mark = await group.mark(target, scope=scope, kinds=Kind.MODIFY, oneshot=True)
+            await group.mark(end.parent, kinds=Kind.CREATE)
+            if scope == Scope.INODE:
+                (directory / "a" / "beside it").write_text("of no interest")
+            for _ in range(2):
+                marked.write_text("x")
+                await group.sync()
+            end.touch()
+            assert brief(await until(group, end)) == [("modify", None, str(marked)), ("create", None, str(end))]
+            with pytest.raises(UsageError, match="no such mark"):
+                await group.unmark(mark)
+
+    go(main)
+
+
+def test_who_iterates_waits_for_other_marks_when_the_last_has_gone(directory: Path, go: Run[None]) -> None:
+    told: list[Event] = []
+
+    async def iterate(group: Group) -> None:
+        with pytest.raises(anyio.ClosedResourceError):
+            await hear(group, told)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks, open_group() as group:
+            mark = await group.mark(directory)
+            tasks.start_soon(iterate, group)
+            await anyio.wait_all_tasks_blocked()
+            await group.unmark(mark)
+            await anyio.wait_all_tasks_blocked()
+            mark = await group.mark(directory)
+            (directory / "a").mkdir()
+            while not told:
+                await anyio.lowlevel.checkpoint()
+            await group.unmark(mark)
+            await anyio.wait_all_tasks_blocked()
+
+    go(main)
+    assert brief(told) == [("create", None, f"{directory}/a")]
+
+
+def test_uses_of_files_are_heard_of_by_local_marks(directory: Path, go: Run[None]) -> None:
+    (directory / "sub").mkdir()
+    (directory / "sub" / "a").write_text("content")
+
+    async def main() -> None:
+        async with open_group() as group:
+            await group.mark(directory, kinds=Kind.OPEN | Kind.ACCESS | Kind.CLOSE_NOWRITE | Kind.CREATE)
+            (directory / "sub" / "a").read_text()
+            await group.sync()
+            (directory / "end").mkdir()
+            told = brief(await until(group, directory / "end"))
+            path = f"{directory}/sub/a"
+            assert list(dict.fromkeys(told)) == [
+                ("open", None, path),
+                ("access", None, path),
+                ("close_nowrite", None, path),
+                ("create", None, f"{directory}/end"),
+            ]
+
+    go(main)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from fusenotify import Event, Group, Kind, Origin, Reason, open_group
-from tests.harness import PATIENCE, Mount, run
-from tests.soak import SEED, examples
+from fusenotify import Event, Group, Kind, Origin, Reason, _linux, open_group
+from tests.harness import PATIENCE, Mount, patched, run
+from tests.soak import SEED, SOAK, examples
 from tests.test_replica import Mirror, Workload, differences, exchange, tree
 
 STEPS = 24
@@ -72,8 +72,10 @@ async def test_a_mirror_converges_through_overflows(mount: Mount, number: int) -
                 first.run(STEPS, ("source",))
             finally:
                 os.kill(mount.pid, signal.SIGCONT)
+            if not SOAK:  # there changes go on while it recovers
+                trio.from_thread.run(group.sync)
             together = [threading.Thread(target=one.run, args=(STEPS, sides)) for one in workloads]
-            for thread in together:  # while it recovers
+            for thread in together:
                 thread.start()
             for thread in together:
                 thread.join()
@@ -254,6 +256,80 @@ async def test_an_overflow_while_it_recovers(mount: Mount) -> None:
     state = json.loads(run("status", "--json", mount.mountpoint).stdout)
     assert state["overflows"] >= 2  # how many are still in the queue together is up to the scheduler
     assert 1 <= state["recoveries"] <= state["overflows"]
+
+
+def prepare(source: Path) -> None:
+    for name in ("above/place", "other/place/new/other", "place/deep", "gone/kept"):
+        (source / name).mkdir(parents=True)
+
+
+def make_new(source: Path) -> None:
+    (source / "above" / "place" / "new").mkdir()
+    (source / "above" / "place" / "new" / "file").touch()
+
+
+def come_back_below(source: Path) -> None:
+    """Have a directory told as gone, with the one above it, before it is told where it is now."""
+    (source / "gone" / "kept").rename(source / "place" / "kept")
+    (source / "gone").rmdir()
+    (source / "gone").mkdir()
+
+
+def come_back_below_and_make(path: str) -> Callable[[Path], None]:
+    def change(source: Path) -> None:
+        come_back_below(source)
+        (source / path / "below").mkdir(parents=True)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("missed", "step", "one", "flags", "other"),
+    [
+        (make_new, "_meet", "above", 0, "elsewhere"),
+        (make_new, "_meet", "above", _linux.RENAME_EXCHANGE, "other"),
+        (make_new, "_new", "above", 0, "elsewhere"),
+        (come_back_below_and_make("place/deep/made"), "tell", "place/deep/made", 0, "place/kept/made"),
+        (come_back_below_and_make("made"), "tell", "made", 0, "place/kept/made"),
+    ],
+    ids=["before it is met", "exchanged", "before it is listed", "into what is told anew", "and back to what is above"],
+)
+async def test_what_moves_while_it_is_compared_is_found(
+    directory: Path, missed: Callable[[Path], None], step: str, one: str, flags: int, other: str
+) -> None:
+    source = directory / "source"
+    patch = RENAME_BEFORE.format(
+        step=step, one=os.fsencode(source / one), other=os.fsencode(source / other), flags=flags
+    )
+    with patched(directory, patch) as mount:
+        async with open_group() as group:
+            await group.mark(f"unix:{mount.socket}")
+            mirror = Mirror(group, source)
+            prepare(source)
+            await group.sync()
+            with deafened(mount):
+                missed(source)
+            with trio.fail_after(PATIENCE):
+                await group.sync()
+                for path in [path for path in source.rglob("*") if path.is_dir()]:
+                    (path / "later").touch()
+                await group.sync()
+                (source / "end").touch()
+                await mirror.follow("end")
+        (source / "end").unlink()
+        assert differences(mirror, source, source) == {}, mirror.story()
+
+
+RENAME_BEFORE = """
+from fusenotify import _linux
+from fusenotify.comparison import Comparison
+original = Comparison.{step}
+def moved_first(self, *arguments):
+    Comparison.{step} = original
+    _linux.renameat2(-100, {one}, -100, {other}, {flags})
+    return original(self, *arguments)
+Comparison.{step} = moved_first
+"""
 
 
 async def test_an_idle_tree_stays_idle_after_a_recovery(mount: Mount) -> None:

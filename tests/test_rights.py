@@ -248,8 +248,8 @@ def test_who_has_rights_without_being_root(shared: Mount, directory: Path, numbe
 
 FEW_DESCRIPTORS = """
 import resource
-from fusenotify import daemon
-daemon._raise_descriptor_limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (600, 600))
+from fusenotify import process
+process._raise_descriptor_limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (600, 600))
 """
 
 

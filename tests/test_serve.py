@@ -156,6 +156,48 @@ def test_several_addresses(source: Path, address: str, state: str, authority: Au
             assert [line["path"] for line in watch_.until("x")] == ["x"]
 
 
+def test_a_watcher_that_knows_who_did_it(source: Path, address: str, state: str, watching: Start) -> None:
+    with served(source, "--listen", address, "--state-dir", state, "--watcher", "fanotify"):
+        state_ = json.loads(run("status", "--json", address).stdout)
+        assert (state_["watcher"], state_["watcher_reason"]) == ("fanotify", "asked for")
+        watch_ = watching(address)
+        (source / "x").mkdir()
+        (line,) = watch_.until("x")
+        assert (line["origin"], line["pid"], line["uid"]) == ("remote", os.getpid(), os.getuid())
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+def test_who_reconnects_over_tls_hears_what_was_made_meanwhile(
+    source: Path, state: str, authority: Authority, watching: Start, how: signal.Signals
+) -> None:
+    (source / "sub").mkdir()
+    with served(source, "--state-dir", state, *listening(authority.daemon)) as daemon:
+        place = daemon.tls
+        watch_ = watching("--reconnect", f"{place}/sub", *options(authority.client))
+        daemon.stop(how)
+    (source / "sub" / "x").mkdir()
+    with served(source, "--state-dir", state, "--listen", place, *options(authority.daemon)):
+        lines = watch_.until("sub/x")[-2:]  # ahead of them, a daemon that was stopped said so
+        assert [(line["kind"], line["path"]) for line in lines] == [("overflow", None), ("create", "sub/x")]
+        assert (lines[0]["reason"], lines[1]["recovered"]) == ("restart", True)
+        (source / "sub" / "y").mkdir()
+        assert [line["kind"] for line in watch_.until("sub/y")] == ["create"]
+
+
+def test_who_reconnects_says_that_somebody_else_is_there(
+    source: Path, state: str, authority: Authority, tmp_path: Path, watching: Start
+) -> None:
+    with served(source, "--state-dir", state, *listening(authority.daemon)) as daemon:
+        place = daemon.tls
+        watch_ = watching("--reconnect", place, *options(authority.client))
+    with served(source, "--state-dir", state, "--listen", place, *options(Authority(tmp_path).daemon)):
+        assert watch_.process.stderr is not None
+        assert "is not that of the daemon we look for" in watch_.process.stderr.readline()
+    with served(source, "--state-dir", state, "--listen", place, *options(authority.daemon)):
+        (source / "x").mkdir()
+        watch_.until("x")
+
+
 def test_an_ordinary_user_can_serve(directory: Path, nobody: list[str]) -> None:
     place = directory / "of-nobody"
     place.mkdir()
@@ -199,5 +241,5 @@ def test_what_makes_no_sense_is_refused(source: Path, address: str, state: str, 
 
 
 def test_a_queue_file_is_what_a_mount_has(daemon: Daemon) -> None:
-    done = run("watch", daemon.source)
+    done = run("status", daemon.source)
     assert (done.returncode, done.stdout) == (errors.NotAMount.exit_code, "")

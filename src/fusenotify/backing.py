@@ -275,20 +275,20 @@ class Backing:
 
     # --- by path ------------------------------------------------------------------------------------------------------
 
-    def open_beneath(self, path: bytes, flags: int) -> int:
-        """Open a path below the root, which no symbolic link and no `..` can lead out of.
+    def open_beneath(self, path: bytes, flags: int, top_fd: int | None = None) -> int:
+        """Open a path below an open directory, the root by default, that no symbolic link and no `..` can lead out of.
 
         Raises:
             OSError: ELOOP or EXDEV for a path that tries, else as from open(2).
         """
-        base = self.root_fd
+        base = top_fd = self.root_fd if top_fd is None else top_fd
         parts = path.split(b"/")
         try:
             # The kernel takes at most PATH_MAX bytes at a time; a tree may be deeper.
             while len(path) > 4000 and len(parts) > 8:
                 step = _linux.openat2(base, b"/".join(parts[:8]), os.O_PATH | os.O_DIRECTORY, _BENEATH)
                 parts, path = parts[8:], b"/".join(parts[8:])
-                if base != self.root_fd:
+                if base != top_fd:
                     os.close(base)
                 base = step
             if self.forbidden_mounts and flags & os.O_DIRECTORY:
@@ -296,7 +296,7 @@ class Backing:
                 os.close(self._touchable(_linux.openat2(base, path, os.O_PATH | os.O_DIRECTORY, _BENEATH)))
             return self._touchable(_linux.openat2(base, path, flags, _BENEATH))
         finally:
-            if base != self.root_fd:
+            if base != top_fd:
                 os.close(base)
 
     def find_beneath(self, path: bytes) -> Found:

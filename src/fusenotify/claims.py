@@ -90,19 +90,20 @@ class Claims:
         places = (place for one in self._echoes for place in one.places)
         return any(self._tree.by_key.get(place.directory) in directories for place in places)
 
-    def excuse(self) -> None:
-        """Take note that the echo of the operation that is under way may have been lost; a comparison tells instead."""
-        operation = self._echoes.under_way()
-        for expectation in operation.expectations if operation is not None else ():
-            expectation.optional |= expectation.at.wd is not None
+    def excuse(self, position: int) -> None:
+        """Take note that echoes before a position were lost; of operations that end behind it a comparison tells."""
+        for operation in self._echoes:
+            if operation.start < position < operation.end:
+                for expectation in operation.expectations:
+                    expectation.optional |= expectation.at.wd is not None
 
     def unlisted(self, name: Name) -> Directory | None:
         """Return the directory of a name in which an operation was made, None where its listing tells of that.
 
-        What was not watched then and is now, or will be when it comes into the tree, is listed with the outcome.
+        What was not watched then as it is now, or will be when it comes into the tree, is listed with the outcome.
         """
         directory = self._tree.by_key.get(name.directory)
-        return directory if directory is None or name.wd is not None or directory.wd is None else None
+        return directory if directory is None or directory.wd in (None, name.wd) else None
 
     def until_known(self, items: Sequence[Item]) -> int:
         """Return how many items can be told before an operation that is under way has succeeded, or failed.

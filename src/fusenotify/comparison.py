@@ -8,7 +8,7 @@ inode number is and it was born before anything was missed, as inode numbers are
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Container, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -59,7 +59,7 @@ class Comparison:
 
     Attributes:
         compared: the directories that the last look has reached.
-        unreached: those that it has not: by then they had moved again, or had gone.
+        unreached: those that it has not, new ones among them: by then they had moved again, or had gone.
     """
 
     def __init__(
@@ -115,7 +115,14 @@ class Comparison:
     # --- looking -----------------------------------------------------------------------------------------------------
 
     def look(
-        self, work: Iterable[Directory], since: int, *, relist: bool, keep_names: bool, stamp: bool = False
+        self,
+        work: Iterable[Directory],
+        since: int,
+        *,
+        relist: bool,
+        keep_names: bool,
+        doubtful: Container[Directory] = (),
+        stamp: bool = False,
     ) -> Iterator[list[EventRecord]]:
         """Find the differences of some directories, and what is in those that are new.
 
@@ -125,6 +132,7 @@ class Comparison:
             work: directories of the tree.
             since: time in nanoseconds before which no change has been missed.
             relist: whether to list also those directories that have not changed since.
+            doubtful: directories to list in any case.
             keep_names: whether the stream will be told from the beginning of this on, and so may tell the same again.
             stamp: whether this is done again and again, as nothing is heard. Then a change is known by its time being
                 another one than before, as the clock may be somebody else's.
@@ -132,15 +140,15 @@ class Comparison:
         self._since = since
         self._places, self._new_by_wd, self._found = {}, {}, {}
         self._unread.clear()
+        self.unreached.clear()
         self._keeps_names, self._is_stamping = keep_names, stamp
         late: list[Directory] = []
         for directory in sorted(work, key=_depth):
-            if not (yield from self._look_at(directory, relist=relist)):
+            if not (yield from self._look_at(directory, relist=relist or directory in doubtful)):
                 late.append(directory)  # it has moved, or one above it has: by the end it is known where to
             yield []
-        self.unreached.clear()
         for directory in late:
-            if not (yield from self._look_at(directory, relist=relist)):
+            if not (yield from self._look_at(directory, relist=relist or directory in doubtful)):
                 self.unreached.add(directory)
         self.compared = set(self._found)
 
@@ -149,7 +157,9 @@ class Comparison:
         if not (yield from self._compare(directory, relist=relist)):
             return False
         while self._unread:
-            yield from self._compare(self._unread.pop(), relist=True)
+            new = self._unread.pop()
+            if not (yield from self._compare(new, relist=True)):
+                self.unreached.add(new)
         return True
 
     def _compare(self, directory: Directory, *, relist: bool) -> Generator[list[EventRecord], None, bool]:
@@ -161,7 +171,7 @@ class Comparison:
             there = self._what_is_there(directory, reached.fd, reached.key)
             if there is not None:
                 yield from self._compare_open(there, reached.fd, relist=relist or there is not directory)
-            return there is not None
+            return there is directory
         finally:
             os.close(reached.fd)
 
@@ -193,7 +203,7 @@ class Comparison:
                 entries = entries_of(listing)
             difference.names = {name for name, _, _ in entries}
             difference.vanished = [name for name in known if name not in difference.names]
-            self._compare_names(directory, known, entries, difference)
+            self._compare_names(directory, fd, known, entries, difference)
         else:
             difference.names = set(known)
         difference.until = self._watcher.drain()
@@ -212,21 +222,27 @@ class Comparison:
         self._found[directory] = difference
 
     def _compare_names(
-        self, directory: Directory, known: dict[bytes, int], entries: list[Entry], difference: _Difference
+        self, directory: Directory, fd: int, known: dict[bytes, int], entries: list[Entry], difference: _Difference
     ) -> None:
         for name, is_dir, inode in entries:
             was, number = known.get(name), numbered(inode, is_dir=is_dir)
             if is_dir:
                 child = directory.children.get(name)
                 if was is None or child is None or child.key.number != inode:
-                    self._meet(directory, name)
+                    self._meet(directory, fd, name)
             elif was is None or (was != number and was != numbered(UNKNOWN, is_dir=False)):
                 difference.appeared.append((name, number))
 
-    def _meet(self, parent: Directory, name: bytes) -> None:
-        """Find out which directory it is that was not known to be here."""
+    def _meet(self, parent: Directory, parent_fd: int, name: bytes) -> None:
+        """Find out which directory it is that was not known to be here.
+
+        It is opened in the very directory that was listed, whose path may be another one's by now.
+        """
         path = self._path_of(parent)
-        reached = self._crawler.reach(_joined(path, name)) if path is not None else None
+        if path is None:
+            self.unreached.add(parent)
+            return
+        reached = self._crawler.reach(_joined(path, name), parent_fd)
         if reached is None or (reached.fd is None and name in parent.children):
             return  # gone again, which the stream tells; or out of reach for now
         wd = None
@@ -305,8 +321,9 @@ class Comparison:
         yield from self._teller.flush()
 
     def _put_in_place(self, directory: Directory, parent: Directory, name: bytes) -> Iterator[list[EventRecord]]:
-        if not self._tree.contains(parent):
-            return
+        has_arrived = not self._tree.contains(directory) and self._tree.heard_by(directory.wd) is not None
+        if has_arrived or not self._tree.contains(parent):
+            return  # it was found where it went then, with what has been told of already
         if name in self._snapshot.known(parent):
             yield from self._tell_gone(parent, name)
         if self._tree.contains(directory):

@@ -105,10 +105,12 @@ class Crawler:
             stack.extend((directory, entry) for entry, is_dir, _ in adoption.entries if is_dir)
             self._watcher.drain()
 
-    def start_over(self) -> None:
-        """Forget what was waited for: the stream is not told where it would have come."""
+    def start_over(self) -> set[Directory]:
+        """Forget what was waited for, as the stream is not told where it would have come; return where that was."""
+        doubtful = set(self._missed)
         self._missed.clear()
         self._watcher.adoptions.clear()
+        return doubtful
 
     @property
     def has_distant(self) -> bool:
@@ -208,14 +210,18 @@ class Crawler:
         finally:
             os.close(reached.fd)
 
-    def reach(self, path: bytes) -> Reached | None:
-        """Open a directory by its path; None when it is not there."""
+    def reach(self, path: bytes, parent_fd: int | None = None) -> Reached | None:
+        """Open a directory by its path, or by the last name of it in the open directory `parent_fd`.
+
+        Returns None when it is not there.
+        """
         try:
             if len(path) > _LONGEST_PATH:
                 raise OSError(errno.ENAMETOOLONG, f"its path is longer than {_LONGEST_PATH} bytes")
             if self._filesystems.is_silent_at(path):
                 return self._refused(_NOWHERE, path, "that filesystem is silent")
-            fd = self._backing.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+            name = path if parent_fd is None else path.rpartition(b"/")[2]
+            fd = self._backing.open_beneath(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK, parent_fd)
         except OSError as error:
             return None if error.errno in _MOVED_ON else self._refuse(path, error)
         status = os.fstat(fd)

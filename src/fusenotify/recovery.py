@@ -72,6 +72,7 @@ class Recovery:
         yield from self._translator.lose(time.time_ns())
         since = self._watcher.heard_until(position)
         dirty: set[Directory] | None = None
+        doubtful: set[Directory] = set()  # what is known of these may be wrong even if they have not changed
         while True:
             touched = yield from self._skip()
             if touched is None:
@@ -80,16 +81,18 @@ class Recovery:
             yield from self._settle(self._skipped_to)
             if self.root_gone:
                 return
-            self._crawler.start_over()
-            work = list(self._tree.root.below() if dirty is None else filter(self._tree.contains, dirty))
+            doubtful |= self._crawler.start_over()
+            work = list(self._tree.root.below() if dirty is None else filter(self._tree.contains, dirty | doubtful))
             is_few = len(work) <= _FEW
-            yield from self._comparison.look(work, since, relist=relist or dirty is not None, keep_names=is_few)
+            yield from self._comparison.look(
+                work, since, relist=relist or dirty is not None, keep_names=is_few, doubtful=doubtful
+            )
             yield from self._comparison.tell()
             self.told_to = self._skipped_to
             if self._is_settled(are_few=is_few):
                 break
-            dirty, relist = set(self._comparison.unreached), False
-            if not dirty:
+            dirty, doubtful, relist = set(), set(self._comparison.unreached), False
+            if not doubtful:
                 since = self._watcher.heard_until(self.told_to)
         self.done += 1
 
@@ -134,7 +137,7 @@ class Recovery:
 
     def _settle(self, position: int) -> Iterator[list[EventRecord]]:
         """Tell of the local operations before a position, none of which the stream is told of."""
-        self._claims.excuse()
+        self._claims.excuse(position)
         while True:
             try:
                 yield from self._translator.settle(position, time.time_ns())

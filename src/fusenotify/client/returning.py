@@ -60,13 +60,17 @@ class Returning:
             self._done.set()
 
     async def _reach(self) -> Source:
-        pause = _FIRST_PAUSE
+        pause, trouble = _FIRST_PAUSE, ""
         with signs_of(self._lost.target) as signs:
             while True:
                 try:
                     return await self._attempt()
-                except (DaemonGone, EnvironmentProblem) as error:
+                except DaemonGone as error:
                     log.debug("%s is not back yet: %s", self._lost.target.given, error)
+                except EnvironmentProblem as error:  # which time alone may not end: say so, once
+                    if str(error) != trouble:
+                        trouble = str(error)
+                        log.warning("%s is not back yet: %s", self._lost.target.given, error)
                 with anyio.move_on_after(pause * (1 + _JITTER * random.random())):
                     await anyio.wait_readable(signs)
                     signs.poll(0)
