@@ -1,6 +1,7 @@
 """Events are lost only with a word: overflows of the kernel's queue and of a group's own."""
 
 import contextlib
+import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -94,9 +95,23 @@ async def test_a_full_queue_keeps_the_first_events_and_says_that_more_were_lost(
         assert (heard[-1].kind, heard[-1].reason, heard[-1].path) == (Kind.OVERFLOW, Reason.QUEUE, None)
 
         (mount.source / "again").touch()
-        assert [event.path for event in await read_until(group, "again")] == ["again"]
+        missed = await read_until(group, "again")
+        assert {event.path for event in missed} == {*names[LIMIT:], "again"}
+        assert all(event.recovered for event in missed[:-1])
         (mount.source / "end").touch()
         assert [event.path for event in await read_until(other, "end")] == [*names, "again", "end"]
+
+
+async def live_again(group: Group, mount: Mount) -> list[Event]:
+    """Read until a change is told as it happens, and return everything."""
+    events: list[Event] = []
+    for number in itertools.count():
+        (mount.source / f"probe{number}").touch()
+        events += await read_until(group, f"probe{number}")
+        (mount.source / f"probe{number}").unlink()
+        if not events[-1].recovered:
+            return events
+    raise AssertionError
 
 
 async def test_every_time_a_queue_is_full_it_says_so(mount: Mount) -> None:
@@ -110,3 +125,8 @@ async def test_every_time_a_queue_is_full_it_says_so(mount: Mount) -> None:
                 heard = [await anext(group) for _ in range(LIMIT + 1)]
             assert [event.path for event in heard] == [*(f"{turn}-{number}" for number in range(LIMIT)), None]
             assert [event.kind for event in heard] == [*[Kind.CREATE] * LIMIT, Kind.OVERFLOW]
+            missed = [event for event in await live_again(group, mount) if not (event.path or "").startswith("probe")]
+            assert sorted(event.path or "" for event in missed) == sorted(
+                f"{turn}-{number}" for number in range(LIMIT, 2 * LIMIT)
+            )
+            assert all(event.kind is Kind.CREATE and event.recovered for event in missed)

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fusenotify import errors, protocol
+from fusenotify.batch import Batch
 from fusenotify.errors import FusenotifyError, ProtocolError
 from fusenotify.events import CREATE, DEFAULT, EXCHANGE, IS_DIR, LOCAL, OVERFLOW, RENAME, EventRecord
 from fusenotify.protocol import (
@@ -28,7 +29,6 @@ from fusenotify.protocol import (
     Sync,
     Welcome,
 )
-from fusenotify.queue import Batch
 from fusenotify.status import Replays, Status
 
 SPECIFICATION = Path(__file__).parent.parent / "docs" / "protocol.md"

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from fusenotify.batch import Batch
 from fusenotify.events import CREATE, OVERFLOW, EventRecord, Reason
-from fusenotify.queue import Batch, Queue
+from fusenotify.queue import Queue
 
 
 def record(seq: int) -> EventRecord:
@@ -133,11 +134,14 @@ def test_a_batch_is_encoded_once() -> None:
     assert msgspec.msgpack.decode(one.encoded(), type=list[EventRecord]) == one.records
 
 
-def test_splitting_leaves_the_batch_alone() -> None:
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_part_leaves_the_batch_alone(is_packed: bool) -> None:
     one = batch(1, 2, 3)
-    first, rest = one.split(1)
-    assert ([r.seq for r in first.records], [r.seq for r in rest.records]) == ([1], [2, 3])
+    if is_packed:
+        one.pack()
+    assert [[r.seq for r in one.part(*which).records] for which in ((0, 1), (1, 5), (1, 1))] == [[1], [2, 3], [2]]
     assert len(one) == 3
+    assert one.part(0, 3) is one
 
 
 @pytest.mark.parametrize("limit", [0, -1])

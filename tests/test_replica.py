@@ -389,10 +389,15 @@ class Mirror:
     async def follow_until(self, is_last: Callable[[Event], bool]) -> None:
         """Apply events up to one, which is not applied."""
         async for event in self._group:
-            self.events.append(event)
             if is_last(event):
+                self.events.append(event)
                 return
-            self.replica.apply(event)
+            self.take(event)
+
+    def take(self, event: Event) -> None:
+        """Apply one event."""
+        self.events.append(event)
+        self.replica.apply(event)
 
     def story(self) -> str:
         return "\n".join(map(repr, self.events))

@@ -109,12 +109,20 @@ def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
     return fd
 
 
+DT_UNKNOWN = 0
+DT_DIR = 4
+
+
 class DirectoryEntry(NamedTuple):
-    """A name in a directory, its inode number, and the offset behind it: where lseek(2) continues a listing."""
+    """A name in a directory, its inode number, and the offset behind it: where lseek(2) continues a listing.
+
+    `kind` is one of the DT_* of readdir(3).
+    """
 
     name: bytes
     end: int
     number: int
+    kind: int
 
 
 def getdents64(fd: int) -> list[DirectoryEntry]:
@@ -125,8 +133,8 @@ def getdents64(fd: int) -> list[DirectoryEntry]:
         _raise_errno()
     entries, at, raw = [], 0, buffer.raw
     while at < count:
-        number, end, length = struct.unpack_from("=QqH", raw, at)
-        entries.append(DirectoryEntry(raw[at + 19 : raw.index(0, at + 19)], end, number))
+        number, end, length, kind = struct.unpack_from("=QqHB", raw, at)
+        entries.append(DirectoryEntry(raw[at + 19 : raw.index(0, at + 19)], end, number, kind))
         at += length
     return entries
 

@@ -376,6 +376,23 @@ class Backing:
         finally:
             os.close(fd)
 
+    def list_on(self, path: bytes, offset: int) -> tuple[list[tuple[bytes, bool]], int]:
+        """Return some (name, is it a directory) of a directory below the root, from an offset on, and where they end.
+
+        Offsets are the filesystem's own, as of getdents64(2); 0 is the beginning. There are none at the end.
+
+        Raises:
+            OSError: as from open(2) and getdents64(2).
+        """
+        fd = self.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+        try:
+            os.lseek(fd, offset, os.SEEK_SET)
+            piece = _linux.getdents64(fd)
+            entries = [(entry.name, _is_dir(fd, entry)) for entry in piece if entry.name not in (b".", b"..")]
+            return entries, piece[-1].end if piece else offset
+        finally:
+            os.close(fd)
+
     def times_beneath(self, path: bytes) -> _linux.Times | None:
         """Return when what is at a path below the root was born and last changed, None where there is nothing."""
         return self._seen_beneath(path, _linux.statx_times)
@@ -394,6 +411,15 @@ class Backing:
 def entries_of(listing: Iterable["os.DirEntry[str]"]) -> list[Entry]:
     """Return what a listing of scandir(3) shows."""
     return [(os.fsencode(one.name), one.is_dir(follow_symlinks=False), one.inode()) for one in listing]
+
+
+def _is_dir(dir_fd: int, entry: _linux.DirectoryEntry) -> bool:
+    if entry.kind != _linux.DT_UNKNOWN:
+        return entry.kind == _linux.DT_DIR
+    try:
+        return stat.S_ISDIR(os.lstat(entry.name, dir_fd=dir_fd).st_mode)
+    except OSError:
+        return False  # it has gone, and that is told
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ A daemon has one, and so has a client for each tree that it watches by itself.
 import os
 from collections.abc import Callable
 
+from fusenotify.arrears import Arrears
 from fusenotify.arrivals import Arrivals
 from fusenotify.attention import Attention
 from fusenotify.backing import Backing
@@ -76,6 +77,8 @@ class EventPath:
         comparison = Comparison(backing, watcher, crawler, self.tree, snapshot, self.teller, arrivals)
         self.recovery = Recovery(watcher, stream, crawler, claims, self.translator, comparison)
         self.hearing = Hearing(watcher, stream, self.translator, self.recovery, crawler, claims, self.groups, on_loop)
+        arrears = Arrears(backing, crawler, filesystems, self.groups, lambda: self.teller.seq)
+        self.hearing.pay_arrears = arrears.pay
         attention = Attention(backing, watcher, filesystems, self.groups.uses)
         self.hearing.settle_watches = attention.settle
         self.groups.uses.on_change = self.hearing.wake

@@ -323,7 +323,7 @@ class Files:
         """Answer with the entries behind `offset` that fit, each of them a lookup as well."""
         directory = self._directories[fh]
         has_entries = False
-        for name, end, number in directory.listing.entries(offset):
+        for name, end, number, _ in directory.listing.entries(offset):
             try:
                 listed = self._look_up(directory, name, number)
             except OSError:

@@ -1,19 +1,24 @@
 """One listener: its marks, and the queue of what they let through."""
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from fusenotify import events
+from fusenotify.batch import Batch
 from fusenotify.errors import LimitReached, UsageError
-from fusenotify.events import IS_DIR, LOCAL, OVERFLOW, RECOVERED, EventRecord
+from fusenotify.events import IS_DIR, LOCAL, RECOVERED, EventRecord
+from fusenotify.lag import Lag
+from fusenotify.ledger import Usage
 from fusenotify.marks import Mark, MarkedPlaces, MarkIndex, Place, Reach, Ways
 from fusenotify.naming import Anonymous, Identifies, named
+from fusenotify.news import News
 from fusenotify.pinned import NOTHING, Sighting
 from fusenotify.protocol import INODE
-from fusenotify.queue import Batch, Queue
-from fusenotify.selection import Selector
+from fusenotify.queue import Queue
+from fusenotify.selection import Selected, Selector
 from fusenotify.tree import Directory, Tree
 
 MOST_MARKS: Final = 8192
@@ -43,20 +48,25 @@ class Group:
         uid: the user who opened it.
         base: the directory below which it sees anything, and which its paths are relative to.
         queue: what it has not read.
-        on_queued: called when something was queued.
+        lag: what it has missed, if that was full.
+        on_marks: called when the marks have changed.
         on_debts: called when it has become possible to pay debts, or to go on with it.
         identifier: finds handles.
     """
 
     def __init__(
-        self, uid: int, tree: Tree, base: Directory, limit: int, debts: deque[Debt], places: MarkedPlaces
+        self, usage: Usage, tree: Tree, base: Directory, limit: int, debts: deque[Debt], places: MarkedPlaces
     ) -> None:
-        self.uid = uid
+        self.uid = usage.uid
         self.base = base
-        self.queue = Queue(limit)
-        self.on_queued: Callable[[], None] = lambda: None
+        self.queue = Queue(limit, usage)
+        self.lag = Lag(self.queue)
+        self.lag.as_doubtful = self._as_doubtful
+        self.on_marks: Callable[[], None] = lambda: None
         self.on_debts: Callable[[], None] = lambda: None
         self.identifier: Identifies = Anonymous()
+        self._usage = usage
+        self._counted = 0  # marks that are in the usage
         self._tree = tree
         self._debts = debts
         self._deferred: list[Debt] = []  # debts that wait for room in the queue
@@ -65,6 +75,7 @@ class Group:
         self._selector = Selector(tree, base, self._index)
         self._selector.on_ended = lambda _: self._note_marks()
         self._selector.on_owed = self._owe
+        self._selector.is_noting = lambda: self.lag.doubt is not None
         self._selector.is_owed = lambda: any(debt.group is self for debt in debts)
         self._undivided: int | None = None  # the number of the one mark that takes everything
 
@@ -74,6 +85,11 @@ class Group:
     def marks(self) -> int:
         """How many marks there are."""
         return len(self._index)
+
+    @property
+    def undivided(self) -> int | None:
+        """The number of its only mark, if that takes everything."""
+        return self._undivided
 
     @property
     def wants_handles(self) -> bool:
@@ -111,6 +127,9 @@ class Group:
         only = next(iter(self._index)) if len(self._index) == 1 else None
         whole = only is not None and only.takes_everything and self.base.is_root
         self._undivided = only.number if whole and only is not None else None
+        self._usage.marks += len(self._index) - self._counted
+        self._counted = len(self._index)
+        self.on_marks()
 
     def end(self, place: Place, path: bytes | None, cause: EventRecord) -> None:
         """End the marks on an object that has left the tree, whose last path is given, and tell of it."""
@@ -131,53 +150,96 @@ class Group:
             self._index.pop(mark.number)
         if marks:
             self._note_marks()
-            self.on_queued()
 
     # --- fan-out -----------------------------------------------------------------------------------------------------
 
-    def publish(self, batch: Batch, usual: Batch, ways: Ways, sightings: Sequence[Sighting] | None = None) -> None:
-        """Queue what of a batch the marks let through.
+    def publish(self, news: News) -> None:
+        """Queue what of some events the marks let through, or note it, if the group has fallen behind."""
+        if self._undivided is not None:
+            self._hand_on([(self._undivided, record) for record in news.usual])
+        elif self.wants_handles:
+            self._publish_selected(news.named, news.ways, news.named_sightings)
+        elif len(self._index):
+            self._publish_selected(news.records, news.ways, news.sightings)
 
-        Args:
-            batch: some events.
-            usual: those of them that are not only told where they are asked for.
-            ways: the tree as it is for all of them.
-            sightings: of each event, what marked files it is of.
-        """
-        if not len(self._index):
-            return
-        waiting = len(self.queue)
-        first = batch.records[0]
-        if first.kind == OVERFLOW:  # it comes alone (see `translation`)
-            self.queue.push_overflow(first.seq, first.time_ns, first.reason)
-        elif self._undivided is not None:
-            if usual.records:
-                self.queue.push(self._undivided, usual)
-        else:
-            self._push_selected(batch.records, ways, sightings or (NOTHING,) * len(batch))
-        if len(self.queue) > waiting:
-            self.on_queued()
-
-    def _push_selected(self, records: Sequence[EventRecord], ways: Ways, sightings: Sequence[Sighting]) -> None:
-        run: list[EventRecord] = []
-        run_mark = 0
+    def _publish_selected(self, records: Sequence[EventRecord], ways: Ways, sightings: Sequence[Sighting]) -> None:
+        told: list[Selected] = []
         reach = Reach(self._index, ways)
         for record, sighting in zip(records, sightings, strict=True):
-            for mark, selected in self._selector.select(record, sighting, reach):
-                if mark != run_mark and run:
-                    self.queue.push(run_mark, Batch(run))
-                    run = []
-                run_mark = mark
-                run.append(selected)
+            told.extend(self._selector.select(record, sighting, reach))
             if sighting.ended:
-                if run:
-                    self.queue.push(run_mark, Batch(run))
-                    run = []
+                self._hand_on(told)
+                told = []
                 for file, path in sighting.ended:
                     self.end(file, path, record)
                 reach.forget()
-        if run:
-            self.queue.push(run_mark, Batch(run))
+        self._hand_on(told)
+
+    def _hand_on(self, told: Iterable[Selected]) -> None:
+        """Queue what was selected, or note it, if the group has fallen behind."""
+        if self.lag.doubt is None:
+            self._push(told)
+            return
+        for mark, record in told:
+            self.lag.note(mark, record)
+
+    def _push(self, told: Iterable[Selected]) -> None:
+        for mark, run in itertools.groupby(told, key=lambda one: one[0]):
+            self.queue.push(mark, Batch([record for _, record in run]))
+
+    # --- what it has missed ------------------------------------------------------------------------------------------
+
+    def tell(self, missed: Iterable[Selected]) -> None:
+        """Queue what was missed; there has to be room for it. A mark that is for one event only ends with it."""
+        for number, run in itertools.groupby(missed, key=lambda one: one[0]):
+            mark = self._index.get(number)
+            records = [record for _, record in run]
+            if mark is None:
+                continue
+            if mark.oneshot:
+                self._index.pop(number)
+                records = records[:1]
+            self.queue.push(number, Batch(records))
+            if mark.oneshot:
+                self._note_marks()
+
+    def mark_over(self, path: bytes, preferred: int, *, below: bool = False) -> int | None:
+        """Return the number of the mark by which the group is told of a path of the tree, if there is any.
+
+        A mark on the very object will not do where it is about what is `below` as well.
+        """
+        covering = self._covering(path)
+        mark = self._index.get(preferred)
+        if mark is not None and (mark in covering or (not below and mark.scope == INODE and _is_at(mark.place, path))):
+            return mark.number
+        return covering[0].number if covering else None
+
+    def reaches_below(self, path: bytes) -> bool:
+        """Whether what is in a directory of the tree is told to the group."""
+        return bool(self._covering(path + b"/."))
+
+    def _covering(self, path: bytes) -> list[Mark]:
+        return Reach(self._index, Ways(self._tree)).covering(path)
+
+    @property
+    def marked(self) -> list[Directory]:
+        """The directories that the group sees from which on marks reach what is in them."""
+        places = [mark.place or self.base for mark in self._index if mark.scope != INODE]
+        return [
+            place
+            for place in dict.fromkeys(places)
+            if isinstance(place, Directory) and not place.gone and self._selector.relative(place.path) is not None
+        ]
+
+    def _as_doubtful(self, number: int, record: EventRecord) -> EventRecord:
+        """Return what is noted of an event: who has marked the object itself follows it, and knows no other names."""
+        mark = self._index.get(number)
+        if mark is None or mark.scope != INODE:
+            return record
+        flags = record.flags & (LOCAL | IS_DIR)
+        return EventRecord(record.seq, record.time_ns, events.MODIFY, flags, record.path)
+
+    # --- debts -------------------------------------------------------------------------------------------------------
 
     def _owe(self, directory: Directory, cause: EventRecord) -> None:
         # Each by itself: before it is paid, what is below may have changed places with something else.
@@ -208,11 +270,12 @@ class Group:
         self.on_debts()
 
     def defer(self, debt: Debt, count: int) -> bool:
-        """Put a debt off if there is no room for so many events; return whether there is none.
+        """Put a debt off if there is no room for so many events, or others are missed; return whether it is.
 
         What a queue could never hold is told as far as it goes.
         """
-        if len(self.queue) + count <= self.queue.limit or not len(self.queue):
+        has_room = len(self.queue) + count <= self.queue.limit or not len(self.queue)
+        if has_room and self.lag.doubt is None:
             return False
         self._deferred.append(debt)
         return True
@@ -223,7 +286,7 @@ class Group:
 
     def note_room(self) -> None:
         """Have debts paid that were put off, once half of the queue has been read."""
-        if self._deferred and len(self.queue) * 2 <= self.queue.limit:
+        if self._deferred and self.lag.doubt is None and len(self.queue) * 2 <= self.queue.limit:
             self._debts.extend(self._deferred)
             self._deferred.clear()
             self.on_debts()
@@ -243,5 +306,11 @@ class Group:
         if records:
             if self.wants_handles:
                 records = list(map(named, records, self.identifier.identify(records)))
-            batch = Batch(records)
-            self.publish(batch, batch, Ways(self._tree))
+            self._publish_selected(records, Ways(self._tree), (NOTHING,) * len(records))
+
+
+def _is_at(place: Place | None, path: bytes) -> bool:
+    """Whether a marked object has a path."""
+    if isinstance(place, Directory):
+        return not place.gone and place.path == path
+    return place is not None and any(directory.prefix + name == path for directory, name in place.names)

@@ -2,19 +2,21 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from fusenotify import events
 from fusenotify.errors import LimitReached, NotPermitted, UsageError
 from fusenotify.events import ALWAYS, OVERFLOW, UNMOUNT, USES, EventRecord
+from fusenotify.fanout import Fanout
 from fusenotify.group import MOST_MARKS, Debt, Group
 from fusenotify.identity import InodeKey
 from fusenotify.marks import ANY_ORIGIN, Mark, MarkedPlaces, Place, Ways
 from fusenotify.naming import Anonymous, Identifies, named
-from fusenotify.pinned import NOTHING, Ended, Pin, PinnedFiles, Sighting
+from fusenotify.news import News
+from fusenotify.pinned import NOTHING, Ended, Pin, PinnedFiles
 from fusenotify.protocol import DIR, FILESYSTEM, INODE, SUBTREE, AddMark
-from fusenotify.queue import DEFAULT_LIMIT, Batch
+from fusenotify.queue import DEFAULT_LIMIT
 from fusenotify.status import QueueStatus
 from fusenotify.tree import Directory, Tree
 from fusenotify.uses import AskedUses
@@ -34,6 +36,7 @@ class Groups:
         on_debts: called when there are new ones that no event announces.
         uses: where uses of files are asked for.
         identifier: finds handles.
+        fanout: hands events on to the groups.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Groups:
         self._watch_other = watch_other
         self._look = look
         self.identifier: Identifies = Anonymous()
+        self.fanout: Fanout[Group] = Fanout()
         self._groups: dict[Group, None] = {}
         self._files = PinnedFiles(tree, look, min(most_pinned, MOST_PINNED))
         self._places = MarkedPlaces(self._files)
@@ -76,12 +80,15 @@ class Groups:
         """
         if limit > MOST_EVENTS and uid not in (0, self._owner):
             raise LimitReached(f"a queue of user {uid} can hold {MOST_EVENTS} events, not {limit}")
-        if uid != 0 and sum(group.uid == uid for group in self._groups) >= MOST_GROUPS_PER_UID:
+        usage = self.fanout.ledger.of(uid)
+        if uid != 0 and usage.groups >= MOST_GROUPS_PER_UID:
             raise LimitReached(f"user {uid} has {MOST_GROUPS_PER_UID} groups open, which is the limit; close some")
-        group = Group(uid, self._tree, base, limit or DEFAULT_LIMIT, self.debts, self._places)
+        usage.groups += 1
+        group = Group(usage, self._tree, base, limit or DEFAULT_LIMIT, self.debts, self._places)
         group.identifier = self.identifier
         group.on_debts = self.on_debts
         self._groups[group] = None
+        self.fanout.add(group)
         return group
 
     def expect_handles(self) -> None:
@@ -90,37 +97,40 @@ class Groups:
 
     def close(self, group: Group) -> None:
         """Remove a group and forget what it has not read."""
+        if self._groups.pop(group, self) is self:
+            return
         group.remove_all()
-        self._groups.pop(group, None)
+        self.fanout.remove(group)
+        self.fanout.ledger.close_group(self.fanout.ledger.of(group.uid))
 
     def publish(self, records: list[EventRecord]) -> None:
         """Queue some events for everybody whose marks let them through."""
         if not records:
             return
-        self._last = records[-1]
+        first, last = records[0], records[-1]
+        self._last = last
         if not self._groups:
             return
-        batch, ways = Batch(records), Ways(self._tree)
-        sightings = [self._files.sight(record) for record in records] if self._files else None
-        if self._places.handles:
-            self._publish_named(records, ways, sightings)
-        usual = [record for record in records if not record.kind & USES] if self.uses else records
-        undivided = batch if len(usual) == len(records) else Batch(usual)
-        for group in self._groups:
-            if not group.wants_handles:
-                group.publish(batch, undivided, ways, sightings)
+        if first.kind == OVERFLOW:  # it comes alone (see `translation`)
+            self.fanout.overflow(first)
+            return
+        told = records[:-1] if last.kind == UNMOUNT else records
+        if told:
+            self.fanout.publish(self._news_of(told))
+        if last.kind == UNMOUNT:
+            self.fanout.end(last)
 
-    def _publish_named(self, records: list[EventRecord], ways: Ways, sightings: Sequence[Sighting] | None) -> None:
-        """Queue events for the groups that ask for handles; such a group has no undivided batches."""
+    def _news_of(self, records: list[EventRecord]) -> News:
+        sightings = [self._files.sight(record) for record in records] if self._files else [NOTHING] * len(records)
+        usual = [record for record in records if not record.kind & USES] if self.uses else records
+        ways = Ways(self._tree)
+        if not self._places.handles:
+            return News(records, usual, ways, sightings, records, sightings)
         known = self.identifier.identify(records)
-        batch = Batch(list(map(named, records, known)))
-        seen = [
-            sighting._replace(other_handle=one.other)
-            for sighting, one in zip(sightings or [NOTHING] * len(records), known, strict=True)
+        named_sightings = [
+            sighting._replace(other_handle=one.other) for sighting, one in zip(sightings, known, strict=True)
         ]
-        for group in self._groups:
-            if group.wants_handles:
-                group.publish(batch, batch, ways, seen)
+        return News(records, usual, ways, sightings, list(map(named, records, known)), named_sightings)
 
     # --- objects that leave the tree ---------------------------------------------------------------------------------
 
@@ -173,7 +183,7 @@ class Groups:
         Raises:
             LimitReached: so it is.
         """
-        if uid != 0 and sum(group.marks for group in self._groups if group.uid == uid) >= MOST_MARKS:
+        if uid != 0 and self.fanout.ledger.of(uid).marks >= MOST_MARKS:
             raise LimitReached(f"user {uid} has {MOST_MARKS} marks, which is the limit; mark a directory above instead")
 
     def check_reach(self, uid: int, scope: str) -> None:

@@ -7,7 +7,7 @@ on other filesystems are heard in the client's own process.
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final
 
 import anyio
@@ -48,6 +48,7 @@ class Hearing:
         before_crawl: awaited before the whole tree is looked at.
         settle_watches: has what marks ask for heard of (see `attention`), step by step.
         latency: how long events took from being read from the kernel until queued.
+        pay_arrears: tells groups what they missed while their queues were full (see `Arrears.pay`).
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Hearing:
         self._groups = groups
         self.latency = Histogram()
         self._read_at = time.monotonic()  # when what is being told was read from the kernel
+        self.pay_arrears: Callable[[Callable[[], bool]], Iterator[bool]] = lambda _: iter(())
         self._ended = False
         self._joiner = Joiner()
         self._held: list[Item] = []  # a rename that may be half an exchange, or a pair that may be a whole one
@@ -90,6 +92,7 @@ class Hearing:
         self.wake = on_loop(self._wake)  # to be called when there may be something to tell
         watcher.on_data = self.wake
         groups.on_debts = self._wake
+        groups.fanout.on_room = self.wake
 
     async def crawl(self) -> None:
         """Set every watch; from then on no change is missed."""
@@ -227,6 +230,7 @@ class Hearing:
                 self._passed_on = end
                 await self.attend()
                 await self._pay_debts()
+                await self._pay_arrears()
                 self._finish(end)
             self._passed_on = max(self._passed_on, position)  # what does not concern the tree has a position too
             if self._joiner.waiting or self._held:
@@ -237,7 +241,8 @@ class Hearing:
             await self._pay_debts()
             if not self._stream.has_unread:  # though positions may have grown, by what does not concern the tree
                 self._finish(position)
-                if not self._groups.debts and not await self._see():
+                has_told = await self._pay_arrears()
+                if not has_told and not self._groups.debts and not await self._see():
                     return
 
     async def _await_partner(self) -> None:
@@ -311,6 +316,17 @@ class Hearing:
         for _ in self._recovery.see(lambda: self._has_untold):
             await self._take_turns()
         return self._has_untold
+
+    async def _pay_arrears(self) -> bool:
+        """Tell groups what they missed while their queues were full; return whether there may be more to tell now."""
+        has_told = False
+        for is_closer in self.pay_arrears(self._is_quiet):
+            has_told |= is_closer
+            await self._take_turns()
+        return has_told
+
+    def _is_quiet(self) -> bool:
+        return not (self._has_untold or self._unsettled or self._groups.debts)
 
     @property
     def _has_untold(self) -> bool:

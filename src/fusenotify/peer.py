@@ -174,7 +174,8 @@ class Peer:
                 self._group.remove(request.mark)
                 await self._services.attentive()
             case Recount():
-                _check_path(request.path or b"")
+                if request.path is not None:
+                    _check_path(request.path)
                 await self._services.caught_up()
                 self._group.recount(request.mark, request.path, self._services.position(), time.time_ns())
             case Sync():
@@ -190,7 +191,7 @@ class Peer:
         if self._group is not None:
             raise ProtocolError("`hello` was said already")
         self._group = self._services.groups.open(self._credentials.uid, self._base, request.limit)
-        self._group.on_queued = self._tell_output
+        self._group.queue.on_queued = self._tell_output
         return Welcome(protocol.VERSION, self._services.epoch)
 
     def _tell_output(self) -> None:
@@ -278,8 +279,7 @@ class Peer:
             if len(frame) <= room:
                 queue.pop()
                 self._group.note_room()
-                last = batch.records[-1]
-                self._services.sent.note((time.time_ns() - last.time_ns) * 1e-9, len(batch))
+                self._services.sent.note((time.time_ns() - batch.time_ns) * 1e-9, len(batch))
                 return frame
             if len(batch) == 1:
                 if required:
@@ -303,6 +303,8 @@ def _check_lengths(request: AddMark) -> None:
         LimitReached: of the list of users.
     """
     _check_path(request.path)
+    if request.mark < 1:
+        raise UsageError(f"marks are numbered from 1 on, so {request.mark} is none")
     if len(request.scope) > _LONGEST_SCOPE:
         raise UsageError(f"a text of {len(request.scope)} characters is no scope")
     if request.uids is not None and len(request.uids) > MOST_UIDS:
@@ -312,3 +314,5 @@ def _check_lengths(request: AddMark) -> None:
 def _check_path(path: bytes) -> None:
     if len(path) > _LONGEST_PATH:
         raise UsageError(f"a path of {len(path)} bytes is longer than the {_LONGEST_PATH} that are allowed")
+    if not path or b"\0" in path:
+        raise UsageError("a path has at least one byte, `.` for the directory itself, and none that is zero")

@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from fusenotify.batch import Batch
 from fusenotify.errors import (
     BadCursor,
     DaemonGone,
@@ -22,7 +23,6 @@ from fusenotify.errors import (
     UsageError,
 )
 from fusenotify.events import EventRecord
-from fusenotify.queue import Batch
 from fusenotify.status import Status
 
 VERSION: Final = 1

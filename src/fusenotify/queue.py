@@ -2,40 +2,19 @@
 
 The rule is fsnotify's: when the queue is full, what comes is dropped and the one overflow event, whose place is kept
 free for it, is queued in order; it is never lost, and there is never a second one until the first has been read.
+
+What waits are batches of the group's own, and places in the log that it shares with others (`follow`).
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import msgspec
-
+from fusenotify.batch import Batch
 from fusenotify.events import OVERFLOW, EventRecord, Reason
+from fusenotify.ledger import Usage
+from fusenotify.sharedlog import Reader, SharedLog
 
 DEFAULT_LIMIT = 131072
-_encoder = msgspec.msgpack.Encoder()
-
-
-class Batch:
-    """Events that travel together. It is encoded once, however many groups hold it."""
-
-    __slots__ = ("_encoded", "records")
-
-    def __init__(self, records: Sequence[EventRecord]) -> None:
-        self.records = records
-        self._encoded: bytes | None = None
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def encoded(self) -> bytes:
-        """Return the records as one MessagePack array."""
-        if self._encoded is None:
-            self._encoded = _encoder.encode(self.records)
-        return self._encoded
-
-    def split(self, count: int) -> tuple["Batch", "Batch"]:
-        """Return the first `count` records and the rest."""
-        return Batch(self.records[:count]), Batch(self.records[count:])
 
 
 class Queue:
@@ -45,68 +24,244 @@ class Queue:
         limit: how many events it holds; the overflow event comes on top of them.
         dropped: how many events found no room so far.
         overflows: how many overflow events were queued so far.
+        size: bytes of memory of its own batches.
+        on_queued: called when something was queued.
+        on_loss: called with a mark and the events of it that found no room, or None where nobody knows which they were.
+        on_read: called when something was read.
+        on_overflow_read: called before that when it was the overflow event.
     """
 
-    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
+    def __init__(self, limit: int = DEFAULT_LIMIT, usage: Usage | None = None) -> None:
+        """Start empty. What waits is counted in `usage`, and kept encoded then."""
         if limit < 1:
             raise ValueError(f"a queue needs room for at least one event, not {limit}")
         self.limit = limit
         self.dropped = 0
         self.overflows = 0
-        self._items: deque[tuple[int, Batch]] = deque()
-        self._held = 0
+        self.size = 0
+        self.on_queued: Callable[[], None] = lambda: None
+        self.on_loss: Callable[[int, Sequence[EventRecord] | None], None] = lambda _mark, _lost: None
+        self.on_read: Callable[[], None] = lambda: None
+        self.on_overflow_read: Callable[[], None] = lambda: None
+        self._usage = usage
+        self._items: deque[tuple[int, Batch | Reader]] = deque()
+        self._held = 0  # events in items
+        self._read = 0  # events of the first item that have been read, if it is a batch
+        self._peeked = 0
+        self._following: tuple[int, Reader, SharedLog] | None = None  # what comes behind the items
         self._overflow: Batch | None = None  # the one that waits to be read
 
     def __len__(self) -> int:
         """Return how many events wait, a waiting overflow event included."""
-        return self._held + (self._overflow is not None)
+        self._settle()
+        followed = len(self._following[1]) if self._following is not None else 0
+        return self._held + followed + (self._overflow is not None)
+
+    @property
+    def overflow_waits(self) -> bool:
+        """Whether an overflow event is in it."""
+        self._settle()
+        return self._overflow is not None
+
+    @property
+    def _room(self) -> int:
+        return max(self.limit - self._held, 0)
+
+    # --- in ----------------------------------------------------------------------------------------------------------
 
     def push(self, mark: int, batch: Batch, *, always: bool = False) -> None:
         """Append what there is room for, in order, and the overflow event for the rest.
 
         What comes only once for each mark, as its end, may always be appended: so much more it can be.
         """
-        room = max(self.limit - self._held, 0)
-        if always or len(batch) <= room:
-            self._items.append((mark, batch))
-            self._held += len(batch)
-            return
-        accepted, rest = batch.split(room)
+        self._settle()
+        followed = self.unfollow()  # what has come of the log comes first
+        room = len(batch) if always else min(self._room, len(batch))
         if room:
-            self._items.append((mark, accepted))
-            self._held += room
-        self.dropped += len(rest)
-        first = rest.records[0]
-        # Its position is right before the first that is lost: going on from there misses nothing.
-        self.push_overflow(first.seq - 1, first.time_ns, Reason.QUEUE)
+            self._append(mark, batch.part(0, room))
+        if followed is not None:
+            self.follow(*followed)
+        if room < len(batch):
+            self._lose(mark, batch.part(room, len(batch)).records, len(batch) - room)
 
     def push_overflow(self, seq: int, time_ns: int, reason: str) -> None:
         """Append the overflow event, unless one is waiting already: that one stands for this one too."""
+        self._settle()
         if self._overflow is None:
             self.overflows += 1
             self._overflow = Batch((EventRecord(seq, time_ns, OVERFLOW, 0, None, reason=reason),))
+            followed = self.unfollow()
             self._items.append((0, self._overflow))
+            if followed is not None:
+                self.follow(*followed)
+            self.on_queued()
+
+    def push_last(self, record: EventRecord) -> None:
+        """Append what nothing comes after; there is always room for it."""
+        self._settle()
+        self.unfollow()
+        self._append(0, Batch((record,)))
+
+    def _append(self, mark: int, batch: Batch) -> None:
+        if self._usage is not None:
+            batch.pack()
+            self._count(batch.size)
+        self._items.append((mark, batch))
+        self._held += len(batch)
+        self.on_queued()
+
+    def _lose(self, mark: int, records: Sequence[EventRecord], count: int) -> None:
+        """Take note that so many events found no room, of which `records` are the first, if not all."""
+        self.dropped += count
+        # Its position is right before the first that is lost: going on from there misses nothing.
+        self.push_overflow(records[0].seq - 1, records[0].time_ns, Reason.QUEUE)
+        self.on_loss(mark, records if count == len(records) else None)
+
+    def give_up(self) -> None:
+        """Drop all that waits, for want of memory; the overflow event stands for it."""
+        first = self.peek(1)
+        if first is None:
+            return
+        mark, batch = first
+        record = batch.records[0]
+        overflow = record if mark == 0 and record.kind == OVERFLOW else None
+        self.dropped += len(self) - (self._overflow is not None)
+        self.overflows -= self._overflow is not None  # it is the same one, in another place
+        self.clear()
+        if overflow is not None:
+            self.push_overflow(overflow.seq, overflow.time_ns, overflow.reason)
+        else:
+            self.push_overflow(record.seq - 1, record.time_ns, Reason.QUEUE)
+        self.on_loss(0, None)
+
+    def drop(self, mark: int) -> None:
+        """Remove what waits for a mark that nobody wants any more, and follow no log for it."""
+        self._settle()
+        if self._following is not None and self._following[0] == mark:
+            self.unfollow()
+        if self._items and self._items[0][0] == mark:
+            self._held += self._read
+            self._read = 0
+        for number, item in self._items:
+            if number == mark:
+                self._held -= len(item)
+                if isinstance(item, Reader):
+                    item.close()
+                elif self._usage is not None:
+                    self._count(-item.size)
+        self._items = deque((number, item) for number, item in self._items if number != mark)
+
+    def clear(self) -> None:
+        """Forget everything, and follow no log any more."""
+        self.unfollow()
+        for _, item in self._items:
+            if isinstance(item, Reader):
+                item.close()
+        self._items.clear()
+        self._overflow = None
+        self._held = self._read = 0
+        self._count(-self.size)
+
+    def _count(self, size: int) -> None:
+        self.size += size
+        if self._usage is not None:
+            self._usage.take(size)
+
+    # --- following a log -------------------------------------------------------------------------------------------
+
+    def follow(self, mark: int, log: SharedLog) -> None:
+        """Take everything that a log gets from now on for events of a mark."""
+        reader = log.follow(self)
+        self._following = mark, reader, log
+        reader.limit(self._room)
+
+    def unfollow(self) -> tuple[int, SharedLog] | None:
+        """Take nothing more from the log, but what it has got already; return what `follow` was called with."""
+        if self._following is None:
+            return None
+        mark, reader, log = self._following
+        self._following = None
+        self._keep(mark, reader, len(reader))
+        return mark, log
+
+    def _keep(self, mark: int, reader: Reader, count: int) -> Sequence[EventRecord]:
+        """Have so many events of the log wait as an item; return those right behind them."""
+        lost = reader.end_after(count)
+        if count:
+            self._items.append((mark, reader))
+            self._held += count
+        else:
+            reader.close()
+        return lost
+
+    def grown(self) -> None:
+        """There is something to read in the log (`Follower`)."""
+        self.on_queued()
+
+    def filled(self) -> None:
+        """See whether too much waits in the log, and if not, when to look again (`Follower`)."""
+        self._settle()
+        if self._following is not None:
+            self._following[1].limit(self._room)
+
+    def _settle(self) -> None:
+        """Read no further in the log than there was room for."""
+        if self._following is None:
+            return
+        mark, reader, _ = self._following
+        room = self._room
+        lost = len(reader) - room
+        if lost > 0:
+            self._following = None
+            first = self._keep(mark, reader, room)
+            self._lose(mark, first, lost)
+
+    def left_behind(self) -> None:
+        """Give way: what waits keeps the log from forgetting (`Follower`)."""
+        self.give_up()
+
+    # --- out ---------------------------------------------------------------------------------------------------------
 
     def peek(self, count: int) -> tuple[int, Batch] | None:
         """Return the mark and up to `count` of the oldest events, which stay queued; None when nothing waits."""
-        if not self._items:
+        self._settle()
+        if self._items:
+            mark, item = self._items[0]
+            batch = item.part(self._read, count) if isinstance(item, Batch) else item.peek(count)
+        elif self._following is not None:
+            mark, batch = self._following[0], self._following[1].peek(count)
+        else:
             return None
-        mark, batch = self._items[0]
-        if len(batch) > count:
-            batch, rest = batch.split(count)
-            self._items[0] = (mark, rest)
-            self._items.appendleft((mark, batch))
+        if batch is None:
+            return None
+        self._peeked = len(batch)
         return mark, batch
 
     def pop(self) -> None:
         """Remove what the last `peek` returned."""
-        _, batch = self._items.popleft()
-        if batch is self._overflow:
-            self._overflow = None
+        if not self._items:
+            assert self._following is not None
+            self._following[1].advance(self._peeked)
         else:
-            self._held -= len(batch)
+            self._pop_item(self._items[0][1])
+        self.on_read()
 
-    def drop(self, mark: int) -> None:
-        """Remove what waits for a mark that nobody wants any more."""
-        self._items = deque((number, batch) for number, batch in self._items if number != mark)
-        self._held = sum(len(batch) for _, batch in self._items if batch is not self._overflow)
+    def _pop_item(self, item: Batch | Reader) -> None:
+        if item is self._overflow:
+            self._overflow = None
+            self._items.popleft()
+            self.on_overflow_read()
+            return
+        self._held -= self._peeked
+        if isinstance(item, Reader):
+            item.advance(self._peeked)
+            if not len(item):
+                self._items.popleft()
+                item.close()
+            return
+        self._read += self._peeked
+        if self._read == len(item):
+            self._items.popleft()
+            self._read = 0
+            if self._usage is not None:
+                self._count(-item.size)

@@ -9,6 +9,7 @@ import logging
 import os
 import select
 import stat
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -91,6 +92,7 @@ class QueueFiles:
         self._places: dict[int, _Place] = {}
         self._place_of: dict[Node, _Place] = {}
         self._open: dict[int, _OpenQueue] = {}
+        self._open_by: Counter[int] = Counter()  # user id
         self._serial = 0
 
     def __len__(self) -> int:
@@ -172,8 +174,7 @@ class QueueFiles:
         place, is_file = self._at(nodeid)
         if not is_file:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        of_this_user = sum(queue.peer.uid == ctx.uid for queue in self._open.values())
-        if len(self._open) >= MOST_OPEN or (ctx.uid != 0 and of_this_user >= MOST_GROUPS_PER_UID):
+        if len(self._open) >= MOST_OPEN or (ctx.uid != 0 and self._open_by[ctx.uid] >= MOST_GROUPS_PER_UID):
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
         credentials = Credentials(ctx.uid, ctx.gid, groups_of(ctx.pid))
         base = await self._base(place.node)
@@ -181,6 +182,7 @@ class QueueFiles:
         self._serial += 1
         fh = FIRST_VIRTUAL + self._serial
         self._open[fh] = queue
+        self._open_by[ctx.uid] += 1
         self._spawn(self._serve, queue)
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fh), direct_io=True, keep_cache=False, nonseekable=True)
 
@@ -249,5 +251,8 @@ class QueueFiles:
     def release(self, fh: int) -> None:
         """Close a queue file and drop its group."""
         queue = self._open.pop(fh)
+        self._open_by[queue.peer.uid] -= 1
+        if not self._open_by[queue.peer.uid]:
+            del self._open_by[queue.peer.uid]
         queue.scope.cancel()
         queue.peer.close()

@@ -18,12 +18,14 @@ class Selector:
     Attributes:
         on_ended: called when a mark that was for one event only has got it.
         on_owed: called with directories that have come to where what is in them is told, and the rename that did it.
+        is_noting: tells whether what is selected is noted, to be told later: no mark ends with that.
         is_owed: tells whether there are some that the group has not been told the contents of yet.
     """
 
     def __init__(self, tree: Tree, base: Directory, index: MarkIndex) -> None:
         self.on_ended: Callable[[Mark], None] = lambda _: None
         self.on_owed: Callable[[Directory, EventRecord], None] = lambda _, __: None
+        self.is_noting: Callable[[], bool] = lambda: False
         self.is_owed: Callable[[], bool] = lambda: False
         self._tree = tree
         self._base = base
@@ -92,7 +94,7 @@ class Selector:
         """Return the first mark that wants an event; one that is for one event only ends with it."""
         for mark in marks:
             if mark.wants(record):
-                if mark.oneshot:
+                if mark.oneshot and not self.is_noting():
                     self._index.pop(mark.number)
                     reach.forget()
                     self.on_ended(mark)

@@ -8,6 +8,7 @@ import anyio
 from msgspec.structs import replace
 
 from fusenotify import protocol
+from fusenotify.batch import Batch
 from fusenotify.client.marks import BATCH, Mark, Question, Source, only_one
 from fusenotify.errors import DaemonGone
 from fusenotify.events import IGNORED, OVERFLOW, RECOVERED, Event, EventRecord
@@ -23,7 +24,7 @@ from fusenotify.protocol import (
     RemoveMark,
     Report,
 )
-from fusenotify.queue import DEFAULT_LIMIT, Batch, Queue
+from fusenotify.queue import DEFAULT_LIMIT, Queue
 from fusenotify.targets import Target
 from fusenotify.transports import Transport
 

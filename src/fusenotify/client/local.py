@@ -70,7 +70,7 @@ class LocalTree:
         with ExitStack() as stack:
             self._open(stack, recursive=scope == Scope.SUBTREE)
             self._group = self._groups.open(os.geteuid(), self._tree.root, limit)
-            self._group.on_queued = self._note_news
+            self._group.queue.on_queued = self._note_news
             self._closing = stack.pop_all()
 
     def _open(self, stack: ExitStack, *, recursive: bool) -> None:
