@@ -18,12 +18,10 @@ import trio
 from examples.replica import Replica, Seen
 from fusenotify import Event, Group, Origin, _linux, open_group
 from tests.harness import PATIENCE, Mount, mounted
-from tests.soak import SOAK
+from tests.soak import examples
 
 WATCHERS = ("inotify", "fanotify")
-SEEDS = 240
-# In CI each seed is played with one of the watchers.
-PLAYED = [(watcher, seed) for watcher in WATCHERS for seed in range(SEEDS) if SOAK or WATCHERS[seed % 2] == watcher]
+SEEDS = examples(120, 10_000)  # with each watcher
 STEPS = 70
 NAMES = ["a", "b", "c", "d", "e", "lang", "f g", os.fsdecode(b"\xff")]
 
@@ -412,7 +410,7 @@ def differences(mirror: Mirror, top: Path, below: Path) -> dict[str, tuple[Seen 
     }
 
 
-@pytest.mark.parametrize(("shared", "seed"), PLAYED, indirect=["shared"])
+@pytest.mark.parametrize("seed", range(SEEDS))
 async def test_a_mirror_converges(clean: Mount, seed: int) -> None:
     dice = random.Random(seed)
     plan = Plan.of(dice)
