@@ -1,5 +1,6 @@
 """The fanotify watcher: who did what, what merges while it is unread, and what is none of the tree's business."""
 
+import contextlib
 import json
 import os
 import re
@@ -377,12 +378,11 @@ def test_fanotify_is_refused_to_users_with_what_to_do(directory: Path, nobody: l
 
 def is_hearing(mount: Mount, mask: int) -> bool:
     """Whether a fanotify mark of the daemon has these bits."""
-    descriptors = Path(f"/proc/{mount.process.pid}/fdinfo").iterdir()
-    masks = [
-        int(found, 16)
-        for one in descriptors
-        for found in re.findall(r"^fanotify sdev.* mask:(\w+)", one.read_text(), re.M)
-    ]
+    masks: list[int] = []
+    for descriptor in Path(f"/proc/{mount.process.pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # one that was about to be closed
+            found = re.findall(r"^fanotify sdev.* mask:(\w+)", descriptor.read_text(), re.M)
+            masks += [int(one, 16) for one in found]
     assert masks
     return any(one & mask == mask for one in masks)
 
