@@ -46,12 +46,12 @@ def forgetful(shared_forgetful: Mount) -> Iterator[Mount]:
             entry.unlink()
 
 
-@pytest.mark.parametrize("seed", range(SEED, SEED + examples(40, 2000)))
+@pytest.mark.parametrize("seed", range(SEED, SEED + examples(30, 2000)))
 async def test_a_mirror_that_reads_late_converges(clean: Mount, seed: int) -> None:
     await converge(clean, seed)
 
 
-@pytest.mark.parametrize("seed", range(SEED, SEED + examples(40, 2000)))
+@pytest.mark.parametrize("seed", range(SEED, SEED + examples(30, 2000)))
 async def test_a_mirror_converges_when_directories_stand_for_what_was_missed(forgetful: Mount, seed: int) -> None:
     await converge(forgetful, seed)
     assert "Traceback" not in forgetful.log
