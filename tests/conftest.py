@@ -3,15 +3,18 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 
 from fusenotify import _linux
 from tests.certificates import Authority
-from tests.harness import Mount, Watch, mounted
+from tests.harness import PATIENCE, Mount, Watch, mounted
 from tests.ordinary import commands_of_nobody
+from tests.reading import Run, T
 from tests.soak import SEED, SOAK
 
 
@@ -70,3 +73,17 @@ def watching() -> Iterator[Callable[..., Watch]]:
             return watch
 
         yield start
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def go(request: pytest.FixtureRequest) -> Run[Any]:
+    """Run an async function under one of the two, for so long at most."""
+
+    def go(function: Callable[[], Awaitable[T]]) -> T:
+        async def guarded() -> T:
+            with anyio.fail_after(PATIENCE):
+                return await function()
+
+        return anyio.run(guarded, backend=request.param)
+
+    return go

@@ -8,10 +8,10 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import pytest
@@ -35,25 +35,9 @@ from fusenotify.client import open_group, watch
 from fusenotify.events import EventRecord
 from fusenotify.targets import Target
 from tests.harness import FUSENOTIFY, PATIENCE, Mount, Watch, mounted, run
-
-T = TypeVar("T")
-Run = Callable[[Callable[[], Awaitable[T]]], T]
+from tests.reading import Run, hear, until
 
 OTHER_UID = 4711
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def go(request: pytest.FixtureRequest) -> Run[Any]:
-    """Run an async function under one of the two, for so long at most."""
-
-    def go(function: Callable[[], Awaitable[T]]) -> T:
-        async def guarded() -> T:
-            with anyio.fail_after(PATIENCE):
-                return await function()
-
-        return anyio.run(guarded, backend=request.param)
-
-    return go
 
 
 @pytest.fixture
@@ -63,22 +47,6 @@ def second(tmp_path: Path, tmpfs: Path) -> Iterator[Mount]:
     directory.mkdir()
     with mounted(directory) as mount:
         yield mount
-
-
-async def until(group: Group, path: str) -> list[Event]:
-    """Return everything up to the first event on a path."""
-    told = []
-    async for event in group:
-        told.append(event)
-        if path in (event.path, event.old_path):
-            break
-    return told
-
-
-async def hear(group: Group, told: list[Event]) -> None:
-    """Add what comes until it ends with an error."""
-    async for event in group:
-        told.append(event)
 
 
 def brief(events: list[Event]) -> list[tuple[str, str | None]]:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fusenotify import Event, Group, Kind, Scope, UsageError, events, open_group, watch
+from fusenotify import Event, Kind, Scope, UsageError, events, open_group, watch
 from fusenotify.client.ignoring import Ignore
 from fusenotify.events import EXCHANGE, IS_DIR, OTHER_IS_DIR, EventRecord
 from tests.harness import Mount, Watch
+from tests.reading import until
 
 PATTERNS = ["*.tmp", "build/", "/cache", "!keep.tmp", "docs/*.html"]
 
@@ -84,15 +85,6 @@ def test_overflow_and_unmount_are_never_ignored() -> None:
 def test_a_pattern_that_makes_no_sense() -> None:
     with pytest.raises(UsageError, match="cannot read the ignore patterns"):
         Ignore(["!"], b"")
-
-
-async def until(group: Group, path: str) -> list[Event]:
-    told = []
-    async for event in group:
-        told.append(event)
-        if path in (event.path, event.old_path):
-            break
-    return told
 
 
 def brief(told: list[Event]) -> list[tuple[str, str | None, str | None, bool]]:

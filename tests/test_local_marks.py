@@ -2,9 +2,8 @@
 
 import os
 import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import anyio
 import pytest
@@ -24,39 +23,7 @@ from fusenotify import (
     watch,
 )
 from tests.harness import PATIENCE, Mount, Watch, run
-
-T = TypeVar("T")
-Run = Callable[[Callable[[], Awaitable[T]]], T]
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def go(request: pytest.FixtureRequest) -> Run[Any]:
-    """Run an async function under one of the two, for so long at most."""
-
-    def go(function: Callable[[], Awaitable[T]]) -> T:
-        async def guarded() -> T:
-            with anyio.fail_after(PATIENCE):
-                return await function()
-
-        return anyio.run(guarded, backend=request.param)
-
-    return go
-
-
-async def until(group: Group, path: Path) -> list[Event]:
-    """Return everything up to the first event on a path."""
-    told = []
-    async for event in group:
-        told.append(event)
-        if str(path) in (event.path, event.old_path):
-            break
-    return told
-
-
-async def hear(group: Group, told: list[Event]) -> None:
-    """Add what comes until it ends with an error."""
-    async for event in group:
-        told.append(event)
+from tests.reading import Run, hear, until
 
 
 def brief(events: list[Event]) -> list[tuple[str, str | None, str | None]]:

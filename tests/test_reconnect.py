@@ -2,34 +2,18 @@
 
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 import anyio
 import pytest
 
 from fusenotify import DaemonGone, Event, Group, Kind, Reason, client, open_group, watch
 from tests.certificates import Authority, listening, options
-from tests.harness import PATIENCE, Mount, Watch
+from tests.harness import Mount, Watch
+from tests.reading import Run
 
-T = TypeVar("T")
-Run = Callable[[Callable[[], Awaitable[T]]], T]
 WAYS = ["queue file", "socket", "TLS"]
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def go(request: pytest.FixtureRequest) -> Run[Any]:
-    """Run an async function under one of the two, for so long at most."""
-
-    def go(function: Callable[[], Awaitable[T]]) -> T:
-        async def guarded() -> T:
-            with anyio.fail_after(PATIENCE):
-                return await function()
-
-        return anyio.run(guarded, backend=request.param)
-
-    return go
 
 
 class Service:

@@ -16,6 +16,7 @@ import trio
 from fusenotify import Event, Group, Kind, Origin, Reason, _linux, open_group
 from tests.harness import PATIENCE, Mount, patched, run
 from tests.soak import SEED, SOAK, examples
+from tests.test_overflow import read_until
 from tests.test_replica import Mirror, Workload, differences, exchange, tree
 
 STEPS = 24
@@ -95,17 +96,6 @@ async def test_a_mirror_converges_through_overflows(mount: Mount, number: int) -
     done = "\n".join(line for workload in workloads for line in workload.log)
     assert any(event.reason is Reason.KERNEL for event in mirror.events)
     assert not wrong, f"(told, there): {wrong}\n--- done\n{done}\n--- told\n{mirror.story()}"
-
-
-async def read_until(group: Group, path: str) -> list[Event]:
-    """Return everything up to the event on a path."""
-    events: list[Event] = []
-    with trio.fail_after(PATIENCE):
-        async for event in group:
-            events.append(event)
-            if event.path == path:
-                break
-    return events
 
 
 async def until_settled(group: Group) -> None:

@@ -1,0 +1,26 @@
+"""What tests of the client library share: a function is run by fixture `go` under asyncio and under trio."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from fusenotify import Event, Group
+
+T = TypeVar("T")
+Run = Callable[[Callable[[], Awaitable[T]]], T]
+
+
+async def until(group: Group, path: str | Path) -> list[Event]:
+    """Return everything up to the first event on a path."""
+    told = []
+    async for event in group:
+        told.append(event)
+        if str(path) in (event.path, event.old_path):
+            break
+    return told
+
+
+async def hear(group: Group, told: list[Event]) -> None:
+    """Add what comes until it ends with an error."""
+    async for event in group:
+        told.append(event)
