@@ -7,7 +7,7 @@ from fusenotify import events, joiner
 from fusenotify.backing import Backing
 from fusenotify.echoes import Echoes, Expectation, LocalOperation, Name
 from fusenotify.identity import InodeKey
-from fusenotify.joiner import ITSELF, Author, Item, Move, author_of
+from fusenotify.joiner import ITSELF, Author, Item, Move, author_of, is_of_others
 from fusenotify.tree import Directory, Tree
 
 KINDS: Final = {
@@ -58,7 +58,7 @@ class Claims:
 
         `by` is who made the change, None where the watcher does not tell.
         """
-        if by is not None and not by.is_us:
+        if is_of_others(by):
             return None
         operation = self._echoes.at(position)
         if operation is not None:
@@ -71,7 +71,7 @@ class Claims:
 
     def claim_move(self, move: Move) -> tuple[LocalOperation | None, Expectation | None]:
         """Return the local operation that a rename is the echo of and what it expected; None for a remote one."""
-        if move.by is not None and not move.by.is_us:
+        if is_of_others(move.by):
             return None, None
         operation = self._echoes.at(move.position)
         if operation is not None:
@@ -118,8 +118,7 @@ class Claims:
         return len(items)
 
     def _looks_like_echo(self, operation: LocalOperation, item: Item) -> bool:
-        by = author_of(item)
-        if by is not None and not by.is_us:
+        if is_of_others(author_of(item)):
             return False
         if isinstance(item, Move):
             return any(one.matches_move(item) for one in operation.expectations)

@@ -12,7 +12,7 @@ from fusenotify.backing import Backing
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes
 from fusenotify.identity import InodeKey
-from fusenotify.joiner import IN_CREATE, IN_DELETE, Item, Move
+from fusenotify.joiner import IN_CREATE, IN_DELETE, Item, Move, is_of_others
 from fusenotify.stream import Stream
 from fusenotify.tree import Directory, Tree
 
@@ -65,9 +65,7 @@ class Exchanges:
 
     def _is_local(self, move: Move) -> bool:
         """Whether an operation of ours expects this rename: then what it is need not be found out."""
-        if move.by is not None and not move.by.is_us:
-            return False
-        operation = self._echoes.at(move.position)
+        operation = self._echoes.at(move.position) if not is_of_others(move.by) else None
         return operation is not None and any(one.matches_move(move) for one in operation.expectations)
 
     def _look_behind(self, items: Sequence[Item], index: int) -> tuple[int | None, bool]:
@@ -106,13 +104,10 @@ class Exchanges:
         If it left by that very exchange it says next that it has moved.
         """
         came_in, left = items[index], items[-1]
-        return (
-            index + 2 == len(items)
-            and isinstance(came_in, Move)
-            and isinstance(left, Move)
-            and self._takes_turns(came_in, left)
-            and is_watched(self._tree.by_wd[left.old_wd or 0].children.get(left.old_name))
-        )
+        if index + 2 != len(items) or not isinstance(came_in, Move) or not isinstance(left, Move):
+            return False
+        directory = self._where_they_take_turns(came_in, left)
+        return directory is not None and is_watched(directory.children.get(left.old_name))
 
     def _may_be_told_more(self, move: Move, mirror: Move) -> bool:
         """Whether more of the stream will tell if two renames are an exchange of directories."""
@@ -145,17 +140,16 @@ class Exchanges:
 
         They changed places, by an exchange with something outside; the stream tells of that in this order.
         """
-        directory = self._tree.heard_by(came_in.new_wd)
-        return directory is not None and self._takes_turns(came_in, left) and self._came_back(directory, came_in, left)
+        directory = self._where_they_take_turns(came_in, left)
+        return directory is not None and self._came_back(directory, came_in, left)
 
-    def _takes_turns(self, came_in: Move, left: Move) -> bool:
-        """Whether something came into the tree by a name and something left it by the same name."""
-        return (
-            (came_in.new_wd, came_in.new_name) == (left.old_wd, left.old_name)
-            and self._tree.heard_by(came_in.new_wd) is not None
-            and self._tree.heard_by(came_in.old_wd) is None
-            and self._tree.heard_by(left.new_wd) is None
-        )
+    def _where_they_take_turns(self, came_in: Move, left: Move) -> Directory | None:
+        """Return the directory where something came into the tree by a name and something left it by the same name."""
+        if (came_in.new_wd, came_in.new_name) != (left.old_wd, left.old_name):
+            return None
+        if self._tree.heard_by(came_in.old_wd) is not None or self._tree.heard_by(left.new_wd) is not None:
+            return None
+        return self._tree.heard_by(came_in.new_wd)
 
     def are_surely_exchanged(self, one: bytes, other: bytes) -> bool:
         """Whether what is at two paths was there before and changed in the same instant, as only an exchange does."""

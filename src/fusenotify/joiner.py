@@ -91,6 +91,11 @@ def author_of(item: Item) -> Author | None:
     return item.by if isinstance(item, Move) else item[5]
 
 
+def is_of_others(by: Author | None) -> bool:
+    """Whether a change is known to be another process's, so that it is no echo of ours."""
+    return by is not None and not by.is_us
+
+
 def parse(data: bytes, position: int) -> list[RawEvent]:
     """Split the bytes of an inotify read into events.
 
