@@ -7,7 +7,7 @@ on other filesystems are heard in the client's own process.
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import anyio
@@ -49,6 +49,7 @@ class Hearing:
         settle_watches: has what marks ask for heard of (see `attention`), step by step.
         latency: how long events took from being read from the kernel until queued.
         pay_arrears: tells groups what they missed while their queues were full (see `Arrears.pay`).
+        followers: told everything in order, whatever groups there are; they wait for nothing, and raise nothing.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Hearing:
         self.latency = Histogram()
         self._read_at = time.monotonic()  # when what is being told was read from the kernel
         self.pay_arrears: Callable[[Callable[[], bool]], Iterator[bool]] = lambda _: iter(())
+        self.followers: list[Callable[[Sequence[EventRecord]], None]] = []
         self._ended = False
         self._joiner = Joiner()
         self._held: list[Item] = []  # a rename that may be half an exchange, or a pair that may be a whole one
@@ -166,6 +168,8 @@ class Hearing:
     def _publish(self, records: list[EventRecord]) -> None:
         if records and not self._ended:
             self._groups.publish(records)
+            for follow in self.followers:
+                follow(records)
             self.latency.note(time.monotonic() - self._read_at, len(records))
 
     async def _wait(self) -> None:
