@@ -1,0 +1,134 @@
+"""An ordinary inotify program, as it might watch either side of a mount."""
+
+import os
+import select
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from inotify_simple import INotify, flags
+
+from tests.harness import PATIENCE, Mount
+
+# What can be replayed; OPEN and its like come of replays as well, and nobody promises any of them.
+KINDS = (
+    flags.MODIFY
+    | flags.ATTRIB
+    | flags.CLOSE_WRITE
+    | flags.MOVED_FROM
+    | flags.MOVED_TO
+    | flags.CREATE
+    | flags.DELETE
+    | flags.DELETE_SELF
+    | flags.MOVE_SELF
+)
+_MERGING = flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE  # adjacent identical ones may be told as one
+MARKERS = ".markers"
+
+# Run before the daemon: on machines that have a process which nobody may look at (the init of some virtual machines),
+# it shall be no reason to take everything for watched.
+LOOKING = """
+import os
+from fusenotify import onlookers
+_begin = onlookers.Onlookers.__init__
+onlookers.Onlookers.__init__ = lambda self, native, left_out: _begin(self, native, {1, *left_out})
+"""
+
+
+class Heard(NamedTuple):
+    """An event: what was watched (by its path when the watch was set), its kinds, name, and which pair it is half of."""
+
+    watch: str
+    kinds: str
+    name: str
+    pair: int
+
+    def __str__(self) -> str:
+        pair = f" pair {self.pair}" if self.pair else ""
+        return f"{self.watch}: {self.kinds} {self.name}{pair}".rstrip()
+
+
+class Program:
+    """Watches paths below a directory, and writes down what it hears."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._inotify = INotify(nonblocking=True)
+        self._poll = select.poll()
+        self._poll.register(self._inotify.fd, select.POLLIN)
+        self._labels: dict[int, str] = {}
+        self._pairs: dict[int, int] = {}
+        self._unread: list[Heard] = []
+
+    def close(self) -> None:
+        self._inotify.close()
+
+    def watch(self, path: str, kinds: int = KINDS) -> None:
+        """Watch a path; what has a watch keeps it, with the name it had then."""
+        wd = self._inotify.add_watch(self.root / path, kinds | flags.DONT_FOLLOW)
+        self._labels.setdefault(wd, path)
+
+    def watch_all(self, paths: list[str]) -> None:
+        for path in paths:
+            self.watch(path)
+
+    def until(self, watch: str, name: str) -> list[Heard]:
+        """Return everything that is heard before an event of this name."""
+        heard: list[Heard] = []
+        while True:
+            for index, event in enumerate(self._unread):
+                if (event.watch, event.name) == (watch, name):
+                    del self._unread[: index + 1]
+                    return heard
+                heard.append(event)
+            self._unread = []
+            assert self._poll.poll(PATIENCE * 1000), f"{watch}/{name} was not heard of, but {list(map(str, heard))}"
+            self._unread = list(self._read())
+
+    def _read(self) -> Iterator[Heard]:
+        for event in self._inotify.read(timeout=0):
+            kinds = "|".join(flag.name or "" for flag in flags.from_mask(event.mask))
+            assert not event.mask & flags.Q_OVERFLOW
+            pair = self._pairs.setdefault(event.cookie, len(self._pairs) + 1) if event.cookie else 0
+            yield Heard(self._labels[event.wd], kinds, os.fsdecode(event.name), pair)
+            if event.mask & flags.IGNORED:
+                del self._labels[event.wd]
+
+
+class Barrier:
+    """Tells when everything that has happened on the backing tree so far was replayed: replays are made in order."""
+
+    def __init__(self, mount: Mount, *programs: Program) -> None:
+        self._place = mount.source / MARKERS
+        self._programs = programs
+        self._count = 0
+        self._place.mkdir(exist_ok=True)
+        for program in programs:
+            program.watch(MARKERS, flags.CREATE)
+
+    def heard(self) -> list[list[Heard]]:
+        """Wait for it, and return what each program has heard since the last time."""
+        self._count += 1
+        os.mknod(self._place / str(self._count))
+        return [program.until(MARKERS, str(self._count)) for program in self._programs]
+
+
+def merged(heard: list[Heard]) -> list[str]:
+    """Return events as text, with adjacent identical ones told once where the kernel may merge them."""
+    lines: list[Heard] = []
+    for event in heard:
+        merging = any(kind in event.kinds for kind in ("MODIFY", "ATTRIB", "CLOSE_WRITE"))
+        if not (lines and merging and lines[-1] == event):
+            lines.append(event)
+    return list(map(str, lines))
+
+
+def objects_below(root: Path) -> list[str]:
+    """Return the paths of a directory and everything below it that the kernel takes at once, parents first."""
+    found = ["."]
+    for directory, directories, files in os.walk(root):
+        for name in sorted((*directories, *files)):
+            path = os.path.join(directory, name)
+            if len(os.fsencode(path)) < 4000 and not path.startswith(str(root / MARKERS)):
+                found.append(os.path.relpath(path, root))
+    return found
