@@ -143,12 +143,14 @@ class Planner:
             for node in entries.at(*old.entry)[:1]:
                 entries.take(node, *old.entry)
         elif kind == events.RENAME and not flags & EXCHANGE:
-            for node in entries.at(*new.entry)[:1] if new is not None else ():
-                entries.take(node, *new.entry)
-            for node in entries.at(*old.entry)[:1] if old is not None else ():
-                entries.take(node, *old.entry)
-                if new is not None:
-                    entries.put(node, *new.entry)
+            if new is not None:
+                for node in entries.at(*new.entry)[:1]:
+                    entries.take(node, *new.entry)
+            if old is not None:
+                for node in entries.at(*old.entry)[:1]:
+                    entries.take(node, *old.entry)
+                    if new is not None:
+                        entries.put(node, *new.entry)
 
     # --- places ------------------------------------------------------------------------------------------------------
 

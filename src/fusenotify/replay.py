@@ -1,9 +1,9 @@
 """Answers a replayer: the process that does on the mount what has been done behind it, for the kernel to tell of it.
 
-Each of its requests belongs to a plan, and is answered from what is so already; nothing on the backing tree is touched.
-The kernel has to be told of each change as it was at its place in the order, and the tree has gone on since. So for each
-plan the nodes are found that it is about: what the kernel knows under the name (`Entries`), or what is there now where
-no later plan takes it away, or else a *ghost*, a node of nothing that lasts until the kernel forgets it.
+Each of its requests belongs to a plan, and is answered from what is so already; nothing on the backing tree is
+touched. The kernel has to be told of each change as it was at its place in the order, and the tree has gone on since.
+So for each plan the nodes are found that it is about: what the kernel knows under the name (`Entries`), or what is
+there now where no later plan takes it away, or else a *ghost*, a node of nothing that lasts until the kernel drops it.
 """
 
 import contextlib
@@ -80,17 +80,16 @@ class Replay:
         self.pids.discard(pid)
 
     def answer(self, request: str, *args: Any) -> Any:
-        """Return the answer to a request of a replayer, whose context is the last argument.
+        """Return the answer to a request of a replayer; its arguments are those of the handler, the context last.
 
         Raises:
             OSError: ESTALE, when it belongs to no plan that still fits.
         """
-        *args, ctx = args
-        plan = self._handed_out.get(self._executing()) if ctx.pid == self._pid else None
+        plan = self._handed_out.get(self._executing()) if args[-1].pid == self._pid else None
         answer = self._answers.get(request)
         if plan is None or plan.void or answer is None:
             raise stale()
-        return answer(plan, *args)
+        return answer(plan, *args[:-1])
 
     # --- what to carry out -------------------------------------------------------------------------------------------
 
@@ -359,28 +358,23 @@ class Replay:
             yield None
             return
         with contextlib.closing(found):
-            yield found
+            # What is mounted there is left alone, or it would be busy.
+            yield found if found.key.device == place.directory.key.device else None
 
     def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
         """Return the attributes of a node, made up where it is gone."""
         try:
-            fd = node.reference.acquire(os.O_PATH | os.O_NOFOLLOW)
+            with self._nodes.descriptor(node) as fd:
+                return answer_of(node, os.fstat(fd))
         except OSError:
             return _made_up(node)
-        try:
-            return answer_of(node, os.fstat(fd))
-        finally:
-            os.close(fd)
 
     def _is_alive(self, node: Node) -> bool:
         try:
-            fd = node.reference.acquire(os.O_PATH | os.O_NOFOLLOW)
+            with self._nodes.descriptor(node) as fd:
+                return has_names(os.fstat(fd))
         except OSError:
             return False
-        try:
-            return has_names(os.fstat(fd))
-        finally:
-            os.close(fd)
 
 
 def _is_at(place: Place | None, nodeid: int, name: bytes) -> bool:

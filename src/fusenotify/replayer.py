@@ -1,4 +1,4 @@
-"""The process that does on the mount what has been done behind it. It decides nothing, and knows nothing but its orders.
+"""The process that does on the mount what has been done behind it. It decides nothing, and knows only its orders.
 
 It is a process of its own so that our answers are waited for by nobody in the daemon: a thread there would keep it, and
 the mount, from ending when it is killed. It is started without the package around it, and imports nearly nothing.
@@ -170,10 +170,16 @@ class _Worker:
     def __init__(self, root_fd: int, outside: bytes) -> None:
         self._root_fd = root_fd
         self._outside = outside
+        self._is_there = False
 
     def do(self, order: Order) -> int:
         """Carry out an order and return 0, or the errno."""
         try:
+            if not self._is_there:
+                # Handles are opened on the mount of the working directory: no other descriptor without an open(2), of
+                # which watchers would hear, does for that. Being a request, this has to wait for the first order.
+                os.fchdir(self._root_fd)
+                self._is_there = True
             directory = self._open(order.name)
             try:
                 if order.what in (RENAME, EXCHANGE):
@@ -192,7 +198,7 @@ class _Worker:
         if name.nodeid == _ROOT:
             return os.dup(self._root_fd)
         handle = _HANDLE.pack(name.nodeid >> 32, name.nodeid & 0xFFFFFFFF, name.generation)
-        return _linux.open_by_handle_at(self._root_fd, _FUSE_HANDLE, handle, os.O_PATH | os.O_DIRECTORY)
+        return _linux.open_by_handle_at(_linux.AT_FDCWD, _FUSE_HANDLE, handle, os.O_PATH | os.O_DIRECTORY)
 
     def _rename(self, order: Order, directory: int) -> None:
         flags = _linux.RENAME_EXCHANGE if order.what == EXCHANGE else 0
