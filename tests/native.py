@@ -1,5 +1,6 @@
 """An ordinary inotify program, as it might watch either side of a mount."""
 
+import contextlib
 import os
 import select
 from collections.abc import Iterator
@@ -132,3 +133,9 @@ def objects_below(root: Path) -> list[str]:
             if len(os.fsencode(path)) < 4000 and not path.startswith(str(root / MARKERS)):
                 found.append(os.path.relpath(path, root))
     return found
+
+
+def settle(mount: Mount) -> None:
+    """Return when what was done behind the mount is over: whoever begins to watch now hears nothing of it."""
+    with contextlib.closing(Program(mount.mountpoint)) as program:
+        Barrier(mount, program).heard()

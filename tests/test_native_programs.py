@@ -15,7 +15,7 @@ import pytest
 
 from fusenotify import _fanotify, _linux
 from tests.harness import PATIENCE, Mount, mounted, patched, run
-from tests.native import LOOKING
+from tests.native import LOOKING, settle
 
 _WATCHDOG = """
 import sys
@@ -140,6 +140,7 @@ def start(mount: Mount) -> Iterator[Callable[..., Running]]:
     with ExitStack() as stack:
 
         def start(*command: str | Path, given: str = "") -> Running:
+            settle(mount)
             running = Running(command, mount.mountpoint, given)
             stack.callback(running.close)
             return running
@@ -280,7 +281,7 @@ def test_chokidar(mount: Mount, start: Callable[..., Running]) -> None:
     (mount.source / "src" / "new.js").write_text("new")
     program.until("add src/new.js")
     shutil.rmtree(mount.source / "src")
-    program.until("unlinkDir src")
+    program.until("unlinkDir", "src")
 
 
 def test_fanotify(mount: Mount) -> None:
