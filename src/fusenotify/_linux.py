@@ -17,11 +17,16 @@ AT_EMPTY_PATH: Final = 0x1000
 AT_HANDLE_FID: Final = 0x200
 RENAME_EXCHANGE: Final = 2
 UTIME_OMIT: Final = (1 << 30) - 2
+_UTIME_NOW: Final = (1 << 30) - 1
 MAX_HANDLE_SZ: Final = 128
 
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
+
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+OPEN_TREE_CLONE: Final = 1
+MOUNT_ATTR_RDONLY: Final = 1
 
 MS_POSIXACL: Final = 1 << 16
 MNT_DETACH: Final = 2
@@ -34,7 +39,11 @@ SYS_FUTEX: Final = {"x86_64": 202}.get(platform.machine(), 98)
 _CAPABILITIES_OF_THIS_THREAD: Final = struct.pack("=Ii", 0x20080522, 0)  # version 3 of the interface
 _STATX_BASIC: Final = 0x7FF
 _STATX_BTIME: Final = 0x800
-_SYS_OPENAT2: Final = 437  # the same number on every architecture
+# The same numbers on every architecture.
+_SYS_OPEN_TREE: Final = 428
+_SYS_OPENAT2: Final = 437
+_SYS_MOUNT_SETATTR: Final = 442
+_PR_SET_PDEATHSIG: Final = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -166,6 +175,17 @@ def utimensat(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
         _raise_errno(path)
 
 
+def touch(dir_fd: int, name: bytes, *, attributes: bool) -> None:
+    """Set the modification time of what has a name in a directory to now, with `attributes` the access time as well.
+
+    A symbolic link is not followed; without a name it is the directory itself.
+    """
+    now = _Timespec(0, _UTIME_NOW)
+    times = (_Timespec * 2)(now if attributes else _timespec(None), now)
+    if _libc.utimensat(dir_fd, name, times, AT_SYMLINK_NOFOLLOW if name else AT_EMPTY_PATH) != 0:
+        _raise_errno(name)
+
+
 def _timespec(time_ns: int | None) -> _Timespec:
     if time_ns is None:
         return _Timespec(0, UTIME_OMIT)
@@ -193,6 +213,27 @@ def umount2(target: bytes, flags: int) -> None:
     """Call umount2(2)."""
     if _libc.umount2(target, flags) != 0:
         _raise_errno(target)
+
+
+def clone_mount(path: bytes) -> int:
+    """Return a descriptor of a copy of a mount that is in no tree of mounts, goes with it, and can be written to.
+
+    The last is so where the filesystem itself is not read-only. What is mounted below is left out.
+    """
+    fd: int = _libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, path, OPEN_TREE_CLONE | os.O_CLOEXEC)
+    if fd < 0:
+        _raise_errno(path)
+    attributes = struct.pack("=4Q", 0, MOUNT_ATTR_RDONLY, 0, 0)  # to set, to clear, propagation, user namespace
+    if _libc.syscall(_SYS_MOUNT_SETATTR, fd, b"", AT_EMPTY_PATH, attributes, ctypes.c_size_t(len(attributes))) != 0:
+        os.close(fd)
+        _raise_errno(path)
+    return fd
+
+
+def die_with_parent(number: int) -> None:
+    """Have a signal sent to this process when the thread that started it ends (PR_SET_PDEATHSIG)."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
+        _raise_errno()
 
 
 def drop_capability(number: int) -> None:

@@ -19,8 +19,12 @@ from fusenotify.listening import Listener, opened
 from fusenotify.nodes import Nodes
 from fusenotify.operations import Operations
 from fusenotify.passthrough import Passthrough
+from fusenotify.planning import Everybody, Planner
+from fusenotify.plans import Pending
 from fusenotify.queuefile import QueueFiles
 from fusenotify.recorder import Recorder
+from fusenotify.replay import Replay
+from fusenotify.replaying import Replaying
 from fusenotify.rights import Rights
 from fusenotify.session import FuseLoop
 
@@ -32,7 +36,9 @@ _KEPT_ABROAD = 1.0  # seconds
 class Daemon:
     """Everything that one mount consists of: what is exported, and what serves the kernel."""
 
-    def __init__(self, target: mounting.Target, options: MountOptions, watcher: str, stack: ExitStack) -> None:
+    def __init__(
+        self, target: mounting.Target, options: MountOptions, watcher: str, native: str, stack: ExitStack
+    ) -> None:
         self._target = target
         self._options = options
         self._mountpoint = str(target.mountpoint)
@@ -44,17 +50,24 @@ class Daemon:
             mountpoint=self._mountpoint,
             watch_other=options.watch_other,
             watcher=watcher,
+            native=native,
             on_loop=self._changes.on_loop,
         )
-        recorder = Recorder(
-            export.watcher, export.hearing, self._changes, lambda: len(export.groups) > 0, export.groups.uses
-        )
+        is_anyone_listening = (lambda: len(export.groups) > 0) if native == "off" else (lambda: True)
+        recorder = Recorder(export.watcher, export.hearing, self._changes, is_anyone_listening, export.groups.uses)
         self._nodes = Nodes(export.backing, export.table, recorder, export.store, export.whereabouts)
         stack.callback(self._nodes.close)
         rights = Rights()
         self._passthrough = Passthrough(self._nodes, recorder, rights)
         self._files = Files(self._nodes, recorder, rights, export.filesystems)
         stack.callback(self._files.close)
+        pending = Pending()
+        self._replay = Replay(self._nodes, pending, export.replays)
+        self._planner = Planner(export.table, export.tree, pending, Everybody(), lambda: export.told_to, export.replays)
+        self._replaying = Replaying(self._planner, self._replay, export.replays, self._mountpoint)
+        if native != "off":
+            export.hearing.followers.append(self._planner.follow)
+            recorder.on_operation = self._planner.note
 
     async def run(self, listening: Listening, on_ready: OnReady) -> None:
         """Watch, mount and serve until the filesystem is unmounted or a signal asks to stop.
@@ -73,12 +86,21 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 queues = QueueFiles(services, self._export.tree, loop, nursery.start_soon)
                 operations = Operations(
-                    self._nodes, self._passthrough, self._files, queues, loop, self._changes, self._export.filesystems
+                    self._nodes,
+                    self._passthrough,
+                    self._files,
+                    queues,
+                    loop,
+                    self._changes,
+                    self._export.filesystems,
+                    self._replay,
                 )
                 pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
                 session.callback(pyfuse3.close, unmount=False)
                 nursery.start_soon(self._export.run, services, listeners)
                 nursery.start_soon(self._let_go)
+                if self._export.native != "off":
+                    nursery.start_soon(self._replaying.run)
                 nursery.start_soon(self._stop_at_signal, loop)
                 nursery.start_soon(self._announce, listeners, on_ready)
                 await loop.run()
@@ -120,16 +142,17 @@ def run(
     on_ready: OnReady,
     *,
     watcher: str = "auto",
+    native: str = "auto",
 ) -> None:
     """Serve one mount in this process until it is unmounted or told to stop (SIGINT, SIGTERM).
 
     `on_ready` is called when the mount answers; `watcher` is what is to hear the backing tree: `auto`, `inotify` or
-    `fanotify`.
+    `fanotify`; `native` is whether programs on the mount are to hear of remote changes: `auto`, `always` or `off`.
 
     Raises:
         EnvironmentProblem: this machine does not let us.
     """
     process.prepare()
     with ExitStack() as stack:
-        daemon = Daemon(target, options, watcher, stack)
+        daemon = Daemon(target, options, watcher, native, stack)
         trio.run(daemon.run, listening, on_ready)

@@ -50,6 +50,7 @@ class Export:
         watcher, hearing, tree: what hears it; the directories that are watched.
         groups: who listens.
         table, store, whereabouts: which object a handle is of.
+        native, replays: how native delivery is set, and how it goes.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Export:
         mountpoint: str = "",
         watch_other: bool = False,
         watcher: str = "auto",
+        native: str = "off",
         on_loop: Callable[[Callable[[], None]], Callable[[], None]] = lambda function: function,
     ) -> None:
         """Wire it up; `stack` takes down what has to be taken down.
@@ -72,6 +74,7 @@ class Export:
             mountpoint: where the tree is mounted by this daemon, if it is.
             watch_other: other users may have marks on subtrees.
             watcher: what is to hear the tree: `auto`, `inotify` or `fanotify`.
+            native: whether programs on the mount are to hear of remote changes: `auto`, `always` or `off`.
             on_loop: makes a function of the event loop's callable by the thread that makes changes, if there is one.
 
         Raises:
@@ -79,6 +82,8 @@ class Export:
         """
         self._source = source
         self._mountpoint = mountpoint
+        self.native = native
+        self.replays = Replays()
         self._epoch = secrets.token_hex(6)
         self._end_of_grace: float | None = None
 
@@ -154,6 +159,11 @@ class Export:
                 await trio.sleep(_GRACE / 100)
 
     @property
+    def told_to(self) -> int:
+        """The position in the watcher's stream right behind what has been told."""
+        return self._translator.position
+
+    @property
     def deaf(self) -> int:
         """How many directories are not heard."""
         return len(self._recovery.deaf)
@@ -176,7 +186,7 @@ class Export:
             mountpoint=os.fsencode(self._mountpoint),
             watcher=self.watcher.name,
             watcher_reason=self._watcher_reason,
-            native="off",
+            native=self.native,
             cursor=format_cursor(self._epoch, self._teller.seq),
             watches=self.watcher.watches,
             overflows=self._translator.overflows,
@@ -184,7 +194,7 @@ class Export:
             deaf=len(deaf),
             groups=len(self.groups),
             nodes=len(self.table),
-            replays=Replays(),
+            replays=self.replays,
             state=self._root.state(has_left=self._translator.root_gone),
             deaf_paths=list(topmost(deaf, MOST_DEAF_PATHS)),
             watch_limit=self.watcher.limit,

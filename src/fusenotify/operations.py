@@ -6,6 +6,7 @@ the end of the mount.
 
 import errno
 import functools
+import inspect
 import logging
 import os
 import select
@@ -24,6 +25,7 @@ from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID
 from fusenotify.nodes import Nodes
 from fusenotify.passthrough import Context, Passthrough
 from fusenotify.queuefile import QueueFiles
+from fusenotify.replay import REPLAYED_FH, Replay
 from fusenotify.session import FuseLoop
 
 log = logging.getLogger(__name__)
@@ -36,11 +38,14 @@ _ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | sele
 
 
 def answering(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Turn whatever a handler raises into the errno that its caller gets."""
+    """Turn whatever a handler raises into the errno that its caller gets, and have replayers answered by `replay`."""
+    tells_caller = list(inspect.signature(handler).parameters)[-1] == "ctx"
 
     @functools.wraps(handler)
     async def answer(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
+            if tells_caller and args[-1].pid in args[0].replay.pids:  # type: ignore[attr-defined]
+                return args[0].replay.answer(handler.__name__, *args[1:])  # type: ignore[attr-defined,no-any-return]
             return await handler(*args, **kwargs)
         except FUSEError:
             raise
@@ -57,6 +62,9 @@ class Operations(pyfuse3.Operations):
     """The handlers. Each of them is a call of synchronous code, but for the few that park (docs/architecture.md).
 
     What changes the tree goes through `_change` and `_change_open`.
+
+    Attributes:
+        replay: answers the processes that carry out what was done behind the mount.
     """
 
     supports_dot_lookup = True
@@ -71,8 +79,10 @@ class Operations(pyfuse3.Operations):
         loop: FuseLoop,
         changes: Changes,
         filesystems: Filesystems,
+        replay: Replay,
     ) -> None:
         super().__init__()
+        self.replay = replay
         self._nodes = nodes
         self._tree = tree
         self._files = files
@@ -305,7 +315,7 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def flush(self, fh: FileHandleT) -> None:
-        if fh < FIRST_VIRTUAL:
+        if fh < REPLAYED_FH:
             device = self._files.device_of(fh)
             if device in self._filesystems.distant:  # which may take its time to take what was written
                 await self._loop.park_until_the_end(self._files.user_of(fh), self._files.flush, fh)
@@ -319,6 +329,8 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def release(self, fh: FileHandleT) -> None:
+        if fh == REPLAYED_FH:
+            return
         if fh >= FIRST_VIRTUAL:
             self._queues.release(fh)
         elif self._files.is_writable(fh):

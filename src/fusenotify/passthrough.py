@@ -128,6 +128,7 @@ class Passthrough:
             self._rights.as_caller(ctx),
         ):
             yield fd
+        self._nodes.note_removal(parent, name)
 
     @contextlib.contextmanager
     def _outliving(self, directory_fd: int, name: bytes) -> Iterator[None]:
@@ -173,6 +174,8 @@ class Passthrough:
                 _linux.renameat2(fd, name, new_fd, new_name, flags)
             else:
                 os.rename(name, new_name, src_dir_fd=fd, dst_dir_fd=new_fd)
+        self._nodes.note_removal(parent, name)
+        self._nodes.note_removal(new_parent, new_name)
         self._nodes.note_name(new_parent, new_name)
         if exchange:
             self._nodes.note_name(parent, name)

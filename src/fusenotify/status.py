@@ -16,11 +16,13 @@ class Replays(msgspec.Struct):
 
     Attributes:
         delivered: changes that programs which know nothing of us heard.
-        fell_back: changes for which only the caches were put right.
+        fell_back: changes that they did not hear of, as they could not be replayed.
+        stuck: how often the process that replays had to be given up.
     """
 
     delivered: int = 0
     fell_back: int = 0
+    stuck: int = 0
 
 
 class Histogram(msgspec.Struct):

@@ -91,6 +91,10 @@ def _add_mount(command: argparse.ArgumentParser) -> None:
         help="mount options: ro, allow_other, watch_other, allow_non_empty, nosuid, nodev, noexec, fsname=NAME, …",
     )  # fmt: skip
     command.add_argument("--daemon", action="store_true", help="go to the background once every watch is in force")
+    command.add_argument(
+        "--native", choices=("auto", "always", "off"), default="auto",
+        help="have programs that watch the mount with inotify or fanotify hear what changes behind it (default: auto)",
+    )  # fmt: skip
     _add_hearing(command)
 
 

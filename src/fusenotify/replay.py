@@ -1,0 +1,399 @@
+"""Answers a replayer: the process that does on the mount what has been done behind it, for the kernel to tell of it.
+
+Each of its requests belongs to a plan, and is answered from what is so already; nothing on the backing tree is
+touched. The kernel has to be told of each change as it was at its place in the order, and the tree has gone on since.
+So for each plan the nodes are found that it is about: what the kernel knows under the name (`Entries`), or what is
+there now where no later plan takes it away, or else a *ghost*, a node of nothing that lasts until the kernel drops it.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import pyfuse3
+
+from fusenotify import events
+from fusenotify.attributes import answer_of, entry_of, has_names
+from fusenotify.backing import Found
+from fusenotify.events import IS_DIR, OTHER_IS_DIR
+from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID, Node
+from fusenotify.nodes import Nodes
+from fusenotify.plans import Pending, Place, Plan
+from fusenotify.references import stale
+from fusenotify.status import Replays
+
+REPLAYED_FH: Final = FIRST_VIRTUAL - 1  # what a replayer has open; no descriptor has that number
+
+
+class Replay:
+    """The plans that are being carried out, and the answers to who does it.
+
+    Attributes:
+        pids: the processes whose requests are answered here, and never by the operations they look like.
+        outside: the name in the root of the directory that stands for everything outside of the tree.
+        is_covered: whether something is mounted on the mount, or below it.
+    """
+
+    def __init__(self, nodes: Nodes, pending: Pending, counts: Replays) -> None:
+        self.pids: set[int] = set()
+        self.is_covered = False
+        self.outside = b".fusenotify-" + secrets.token_hex(16).encode()
+        self._nodes = nodes
+        self._table = nodes.table
+        self._pending = pending
+        self._counts = counts
+        self._outside = self._table.add_ghost(stat.S_IFDIR)
+        self._outside.lookups += 1  # for ever
+        self._pid = 0
+        self._executing: Callable[[], int] = lambda: 0
+        self._handed_out: dict[int, Plan] = {}
+        self._answers: dict[str, Callable[..., Any]] = {
+            "lookup": self._lookup,
+            "getattr": self._getattr,
+            "setattr": self._setattr,
+            "mknod": self._mknod,
+            "mkdir": self._mkdir,
+            "symlink": self._symlink,
+            "unlink": self._remove,
+            "rmdir": self._remove,
+            "rename": self._rename,
+            "open": self._open,
+        }
+
+    # --- whom to answer ----------------------------------------------------------------------------------------------
+
+    def employ(self, pid: int, executing: Callable[[], int]) -> None:
+        """Answer a process; `executing` returns the number of the plan that it is carrying out, 0 for none."""
+        self.pids.add(pid)
+        self._pid, self._executing = pid, executing
+
+    def dismiss(self) -> None:
+        """Answer nobody; what the last one still asks is refused."""
+        self._pid = 0
+
+    def bury(self, pid: int) -> None:
+        """Take note that a process has ended, so that its number may be another one's."""
+        self.pids.discard(pid)
+
+    def answer(self, request: str, *args: Any) -> Any:
+        """Return the answer to a request of a replayer; its arguments are those of the handler, the context last.
+
+        Raises:
+            OSError: ESTALE, when it belongs to no plan that still fits.
+        """
+        plan = self._handed_out.get(self._executing()) if args[-1].pid == self._pid else None
+        answer = self._answers.get(request)
+        if plan is None or plan.void or answer is None:
+            raise stale()
+        return answer(plan, *args[:-1])
+
+    # --- what to carry out -------------------------------------------------------------------------------------------
+
+    def hand_out(self, most: int) -> list[Plan]:
+        """Return the plans that are to be carried out next; what does not fit any more is left out."""
+        plans = []
+        for plan in self._pending.take(most):
+            if plan.void:
+                self._finish(plan)
+                continue
+            if plan.kind == events.CREATE and plan.old is not None:
+                plan.file_type = self._type_to_make(plan, plan.old)
+            self._handed_out[plan.number] = plan
+            plans.append(plan)
+        return plans
+
+    def drop(self, plans: Sequence[Plan]) -> None:
+        """Forget plans that were handed out, and that nobody would hear of."""
+        for plan in plans:
+            del self._handed_out[plan.number]
+            self._forget(plan)
+
+    def take_back(self, plans: Sequence[Plan]) -> None:
+        """Take back plans that were not begun."""
+        for plan in plans:
+            del self._handed_out[plan.number]
+        self._pending.give_back(plans)
+
+    def finish(self, plan: Plan, error: int) -> None:
+        """Take note of how a plan went: 0, or an errno."""
+        del self._handed_out[plan.number]
+        plan.void |= error != 0 or not plan.made
+        self._finish(plan)
+
+    def _finish(self, plan: Plan) -> None:
+        # Nothing else is to be done: the kernel keeps no name and no attribute without asking.
+        if plan.void:
+            self._counts.fell_back += 1
+        else:
+            self._counts.delivered += 1
+        self._forget(plan)
+
+    def _forget(self, plan: Plan) -> None:
+        self._pending.finish(plan)
+        pinned = [place.directory for place in plan.places]
+        pinned += [node for node in (plan.subject, plan.other) if node is not None]
+        self._nodes.forget([(node.nodeid, 1) for node in pinned])
+
+    def _type_to_make(self, plan: Plan, place: Place) -> int:
+        if plan.flags & IS_DIR:
+            return stat.S_IFDIR
+        if not self._pending.is_taken_later(plan, place.entry):
+            with self._found(place) as found:
+                if found is not None and not stat.S_ISDIR(found.stat.st_mode):
+                    return stat.S_IFMT(found.stat.st_mode)
+        return stat.S_IFREG
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    def _lookup(self, plan: Plan, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
+        if parent == ROOT_NODEID and name == self.outside:
+            return self._entry(self._outside, 1)
+        if name == b"..":  # the kernel finds out where a directory is that it was given a handle of
+            return self._nodes.lookup(parent, name)
+        self._decide(plan)
+        if parent == self._outside.nodeid:
+            if plan.old is None and plan.subject is not None:
+                return self._entry(plan.subject, 1)
+            raise _no_entry()
+        if _is_at(plan.old, parent, name):
+            return self._told(plan, plan.old, plan.subject)
+        if _is_at(plan.new, parent, name):
+            return self._told(plan, plan.new, plan.other)
+        raise stale()
+
+    def _told(self, plan: Plan, place: Place | None, node: Node | None) -> pyfuse3.EntryAttributes:
+        """Say what a name stands for before the change."""
+        assert place is not None
+        known = self._table.entries.at(*place.entry)
+        if self.is_covered and known and known[-1].is_dir and known[-1] is not node:
+            raise stale()  # the kernel would unmount what is mounted there
+        if node is None:
+            raise _no_entry()
+        is_removed = plan.kind == events.DELETE or (node is plan.other and not plan.is_exchange)
+        return self._entry(node, is_removed)
+
+    def _entry(self, node: Node, more_links: int) -> pyfuse3.EntryAttributes:
+        """Tell the kernel of a node; `more_links` is how many names the kernel is about to take from it."""
+        entry = self._attributes(node)
+        entry.st_ino = pyfuse3.InodeT(node.nodeid)
+        entry.generation = node.generation
+        entry.entry_timeout = 0
+        if not node.is_dir:
+            entry.st_nlink += more_links
+        entry.st_nlink = max(entry.st_nlink, 1)  # or the kernel would take its end for told
+        node.lookups += 1
+        return entry
+
+    def _getattr(self, plan: Plan, nodeid: int) -> pyfuse3.EntryAttributes:
+        return self._attributes(self._table.get(nodeid))
+
+    def _setattr(
+        self, plan: Plan, nodeid: int, wanted: object, fields: pyfuse3.SetattrFields, fh: object
+    ) -> pyfuse3.EntryAttributes:
+        self._decide(plan)
+        asked = events.ATTRIB if fields.update_atime else events.MODIFY
+        if plan.kind != asked or plan.subject is None or nodeid != plan.subject.nodeid:
+            raise stale()
+        plan.made = True
+        return self._attributes(plan.subject)
+
+    def _mknod(self, plan: Plan, parent: int, name: bytes, mode: int, rdev: int) -> pyfuse3.EntryAttributes:
+        return self._make(plan, parent, name)
+
+    def _mkdir(self, plan: Plan, parent: int, name: bytes, mode: int) -> pyfuse3.EntryAttributes:
+        return self._make(plan, parent, name)
+
+    def _symlink(self, plan: Plan, parent: int, name: bytes, target: bytes) -> pyfuse3.EntryAttributes:
+        return self._make(plan, parent, name)
+
+    def _make(self, plan: Plan, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
+        place = plan.old
+        if plan.kind != events.CREATE or place is None or not _is_at(place, parent, name):
+            raise stale()
+        plan.made = True
+        if not self._pending.is_taken_later(plan, place.entry):
+            with self._found(place) as found:
+                if found is not None and stat.S_IFMT(found.stat.st_mode) == plan.file_type:
+                    return entry_of(self._nodes.remember(place.directory, name, found), found.stat)
+        ghost = self._table.add_ghost(plan.file_type)
+        self._table.entries.put(ghost, *place.entry)
+        return self._entry(ghost, 0)
+
+    def _remove(self, plan: Plan, parent: int, name: bytes) -> None:
+        if plan.kind != events.DELETE or plan.subject is None or plan.old is None or not _is_at(plan.old, parent, name):
+            raise stale()
+        plan.made = True
+        self._table.entries.take(plan.subject, *plan.old.entry)
+
+    def _rename(self, plan: Plan, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        outside = self._outside.nodeid
+        fits = _is_at(plan.old, parent, name) if plan.old is not None else parent == outside
+        fits &= _is_at(plan.new, new_parent, new_name) if plan.new is not None else new_parent == outside
+        if plan.kind != events.RENAME or not fits or plan.subject is None:
+            raise stale()
+        plan.made = True
+        self._renamed(plan, plan.subject)
+
+    def _renamed(self, plan: Plan, subject: Node) -> None:
+        entries = self._table.entries
+        if plan.old is not None:
+            entries.take(subject, *plan.old.entry)
+        if plan.new is None:
+            return
+        if plan.other is not None:
+            entries.take(plan.other, *plan.new.entry)
+        entries.put(subject, *plan.new.entry)
+        self._nodes.note_name(plan.new.directory, plan.new.name)
+        if plan.is_exchange and plan.old is not None and plan.other is not None:
+            entries.put(plan.other, *plan.old.entry)
+            self._nodes.note_name(plan.old.directory, plan.old.name)
+
+    def _open(self, plan: Plan, nodeid: int, flags: int) -> pyfuse3.FileInfo:
+        subject = plan.subject
+        if plan.kind != events.CLOSE_WRITE or subject is None or nodeid != subject.nodeid:
+            raise stale()
+        if flags & os.O_TRUNC or subject.file_type != stat.S_IFREG:
+            raise stale()
+        plan.made = True
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(REPLAYED_FH), direct_io=True, keep_cache=False)
+
+    # --- which nodes -------------------------------------------------------------------------------------------------
+
+    def _decide(self, plan: Plan) -> None:
+        """Find the nodes that a plan is about, and keep them until it has been carried out."""
+        if plan.decided:
+            return
+        plan.decided = True
+        if plan.kind == events.RENAME:
+            self._decide_rename(plan)
+        elif plan.kind != events.CREATE and plan.old is not None:
+            if plan.kind == events.DELETE:
+                plan.subject = self._departed(plan.old, is_dir=bool(plan.flags & IS_DIR))
+            else:
+                plan.subject = self._standing(plan, plan.old)
+            plan.subject = self._pinned(plan.subject) or self._new_ghost(plan.flags & IS_DIR)
+
+    def _departed(self, place: Place, *, is_dir: bool) -> Node | None:
+        """Return what stood for a name and is gone: the earliest, which went unheard.
+
+        Never what is alive under that name, which would lose a link, nor a directory that is alive anywhere: the kernel
+        would never let anybody use it again.
+        """
+        with self._found(place) as found:
+            for node in self._table.entries.at(*place.entry):
+                is_here = found is not None and node.identity == found.identity
+                if node.is_dir == is_dir and not is_here and not (is_dir and self._is_alive(node)):
+                    return node
+        return None
+
+    def _standing(self, plan: Plan, place: Place) -> Node | None:
+        """Return what a name stands for: what the kernel takes for it, or else what is there."""
+        if not place.name:
+            return place.directory
+        is_dir = bool(plan.flags & IS_DIR)
+        known = self._table.entries.at(*place.entry)
+        if known and known[-1].is_dir == is_dir:
+            return known[-1]
+        with self._found(place) as found:
+            if found is None or stat.S_ISDIR(found.stat.st_mode) != is_dir:
+                return None
+            if self._pending.is_taken_later(plan, place.entry):
+                return None
+            return self._remembered(place, found)
+
+    def _decide_rename(self, plan: Plan) -> None:
+        is_dir, other_is_dir = bool(plan.flags & IS_DIR), bool(plan.flags & OTHER_IS_DIR)
+        plan.subject = self._pinned(self._moved(plan, plan.old, plan.new, is_dir=is_dir)) or self._new_ghost(is_dir)
+        if plan.new is None:
+            return
+        if plan.is_exchange:
+            other = self._moved(plan, plan.new, plan.old, is_dir=other_is_dir)
+            plan.other = self._pinned(other) or self._new_ghost(other_is_dir)
+        else:
+            other = self._departed(plan.new, is_dir=is_dir)
+            plan.other = self._pinned(other) if other is not plan.subject else None
+
+    def _moved(self, plan: Plan, old: Place | None, new: Place | None, *, is_dir: bool) -> Node | None:
+        """Return what has gone from one name to another: what the kernel knew there and has left, or what has come."""
+        with self._found(old) as left, self._found(new) as come:
+            known = self._table.entries.at(*old.entry) if old is not None else ()
+            known = [node for node in known if node.is_dir == is_dir and not _is_of(node, left)]
+            if known:
+                return next((node for node in known if _is_of(node, come)), known[0])
+            if new is None or come is None or stat.S_ISDIR(come.stat.st_mode) != is_dir:
+                return None
+            return None if self._pending.is_taken_later(plan, new.entry) else self._remembered(new, come)
+
+    def _remembered(self, place: Place, found: Found) -> Node:
+        """Return the node of what is in a place; the kernel is yet to be told."""
+        node = self._nodes.remember(place.directory, place.name, found)
+        node.lookups -= 1  # what remembering counts; whoever asks keeps it
+        return node
+
+    def _new_ghost(self, is_dir: int) -> Node:
+        ghost = self._table.add_ghost(stat.S_IFDIR if is_dir else stat.S_IFREG)
+        ghost.lookups += 1
+        return ghost
+
+    def _pinned(self, node: Node | None) -> Node | None:
+        if node is not None:
+            node.lookups += 1
+        return node
+
+    # --- the backing tree --------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _found(self, place: Place | None) -> Iterator[Found | None]:
+        """Look at what is in a place now."""
+        if place is None:
+            yield None
+            return
+        try:
+            found = self._nodes.backing.find(self._nodes.directory_fd(place.directory), place.name)
+        except OSError:
+            yield None
+            return
+        with contextlib.closing(found):
+            # What is mounted there is left alone, or it would be busy.
+            yield found if found.key.device == place.directory.key.device else None
+
+    def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
+        """Return the attributes of a node, made up where it is gone."""
+        try:
+            with self._nodes.descriptor(node) as fd:
+                return answer_of(node, os.fstat(fd))
+        except OSError:
+            return _made_up(node)
+
+    def _is_alive(self, node: Node) -> bool:
+        try:
+            with self._nodes.descriptor(node) as fd:
+                return has_names(os.fstat(fd))
+        except OSError:
+            return False
+
+
+def _is_at(place: Place | None, nodeid: int, name: bytes) -> bool:
+    return place is not None and place.directory.nodeid == nodeid and place.name == name
+
+
+def _is_of(node: Node, found: Found | None) -> bool:
+    return found is not None and node.identity == found.identity
+
+
+def _no_entry() -> OSError:
+    return OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def _made_up(node: Node) -> pyfuse3.EntryAttributes:
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = pyfuse3.InodeT(node.key.number)
+    entry.attr_timeout = 0
+    entry.st_mode = pyfuse3.ModeT(node.file_type | 0o700)
+    entry.st_uid, entry.st_gid = os.geteuid(), os.getegid()
+    entry.st_nlink = 0
+    return entry

@@ -1,0 +1,247 @@
+"""The process that does on the mount what has been done behind it. It decides nothing, and knows only its orders.
+
+It is a process of its own so that our answers are waited for by nobody in the daemon: a thread there would keep it, and
+the mount, from ending when it is killed. It is started without the package around it, and imports nearly nothing.
+"""
+
+import mmap
+import os
+import signal
+import socket
+import struct
+import sys
+from typing import Final, NamedTuple
+
+from fusenotify import _linux
+
+MAKE: Final = 1
+REMOVE: Final = 2
+RENAME: Final = 3
+EXCHANGE: Final = 4
+MODIFY: Final = 5
+ATTRIB: Final = 6
+CLOSE_WRITE: Final = 7
+
+MOST_ORDERS: Final = 64  # at a time
+_ROOT: Final = 1  # the nodeid
+_FUSE_HANDLE: Final = 0x81  # nodeid (upper and lower half) and generation
+_HANDLE: Final = struct.Struct("=3I")
+# What to do, file type, number; twice: nodeid of a directory (0: outside of the tree), generation, length of the name.
+_ORDER: Final = struct.Struct("=BIQQIHQIH")
+_NUMBER: Final = struct.Struct("=Q")
+_ERROR: Final = struct.Struct("=i")
+_UNKNOWN: Final = -1
+_S_IFDIR: Final = 0o040000
+_S_IFLNK: Final = 0o120000
+
+# Begins the program: the package is there by name only, so that importing from it brings in nothing else.
+_BEGINNING: Final = (
+    "import sys, types; package = types.ModuleType('fusenotify'); package.__path__ = [sys.argv[1]]; "
+    "sys.modules['fusenotify'] = package; from fusenotify import replayer; replayer.main(*sys.argv[2:])"
+)
+
+
+class Name(NamedTuple):
+    """A name in a directory of the mount, which is told by nodeid and generation; nodeid 0 is outside of the tree."""
+
+    nodeid: int
+    generation: int
+    name: bytes
+
+
+class Order(NamedTuple):
+    """One thing to do.
+
+    Attributes:
+        what: MAKE, REMOVE, …
+        file_type: of what is made or removed, one of the S_IF* of stat(2).
+        number: the plan's.
+        name: what it is done with.
+        new: of a rename the new name.
+    """
+
+    what: int
+    file_type: int
+    number: int
+    name: Name
+    new: Name
+
+
+def packed(order: Order) -> bytes:
+    """Return an order as it is sent."""
+    name, new = order.name, order.new
+    ends = (name.nodeid, name.generation, len(name.name), new.nodeid, new.generation, len(new.name))
+    return _ORDER.pack(order.what, order.file_type, order.number, *ends) + name.name + new.name
+
+
+def unpacked(data: bytes) -> list[Order]:
+    """Return the orders of a message."""
+    orders, at = [], 0
+    while at < len(data):
+        what, file_type, number, nodeid, generation, length, new_nodeid, new_generation, new_length = (
+            _ORDER.unpack_from(data, at)
+        )
+        at += _ORDER.size
+        middle, end = at + length, at + length + new_length
+        name = Name(nodeid, generation, data[at:middle])
+        orders.append(Order(what, file_type, number, name, Name(new_nodeid, new_generation, data[middle:end])))
+        at = end
+    return orders
+
+
+class Progress:
+    """Memory shared with the daemon: which plan is being carried out, and how those before it went."""
+
+    def __init__(self, fd: int) -> None:
+        self._memory = mmap.mmap(fd, _NUMBER.size + MOST_ORDERS * _ERROR.size)
+
+    @staticmethod
+    def new_fd() -> int:
+        """Return a descriptor of such memory."""
+        fd = os.memfd_create("fusenotify-replays")
+        os.ftruncate(fd, _NUMBER.size + MOST_ORDERS * _ERROR.size)
+        return fd
+
+    def executing(self) -> int:
+        """Return the number of the plan that is being carried out, 0 for none."""
+        (number,) = _NUMBER.unpack_from(self._memory)
+        return int(number)
+
+    def begin(self, number: int) -> None:
+        """Say which plan is being carried out from now on."""
+        _NUMBER.pack_into(self._memory, 0, number)
+
+    def end(self, index: int, error: int) -> None:
+        """Say how an order of the message went: 0, or an errno."""
+        _ERROR.pack_into(self._memory, _NUMBER.size + index * _ERROR.size, error)
+
+    def error(self, index: int) -> int:
+        """Return how an order of the message went: 0, or an errno, or below 0 when it has not ended."""
+        (error,) = _ERROR.unpack_from(self._memory, _NUMBER.size + index * _ERROR.size)
+        return int(error)
+
+    def ended(self, orders: int) -> int:
+        """Return how many of the orders of the message have ended."""
+        return sum(self.error(index) != _UNKNOWN for index in range(orders))
+
+    def clear(self) -> None:
+        """Prepare for a new message."""
+        self.begin(0)
+        for index in range(MOST_ORDERS):
+            self.end(index, _UNKNOWN)
+
+    def close(self) -> None:
+        """Unmap it."""
+        self._memory.close()
+
+
+def command(root_fd: int, channel_fd: int, progress_fd: int, outside: bytes) -> list[str]:
+    """Return the command that starts a replayer.
+
+    Args:
+        root_fd: the root of the mount.
+        channel_fd: where orders come from, message by message.
+        progress_fd: of `Progress`.
+        outside: the name in the root of the directory that stands for everything outside of the tree.
+    """
+    numbers = [str(number) for number in (os.getpid(), root_fd, channel_fd, progress_fd)]
+    return [sys.executable, "-I", "-S", "-c", _BEGINNING, os.path.dirname(__file__), *numbers, os.fsdecode(outside)]
+
+
+def main(parent: str, root: str, channel: str, progress: str, outside: str) -> None:
+    """Carry out orders until there is nobody to give them."""
+    for ours in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # to the daemon's process group: it says when to end
+        signal.signal(ours, signal.SIG_IGN)
+    _linux.die_with_parent(signal.SIGKILL)
+    if os.getppid() != int(parent):
+        return
+    worker = _Worker(int(root), os.fsencode(outside))
+    shared = Progress(int(progress))
+    with socket.socket(fileno=int(channel)) as orders:
+        while data := orders.recv(1 << 18):
+            for index, order in enumerate(unpacked(data)):
+                shared.begin(order.number)  # before its first system call: whose requests follow, the daemon sees here
+                shared.end(index, worker.do(order))
+            shared.begin(0)
+            orders.send(b".")
+
+
+class _Worker:
+    def __init__(self, root_fd: int, outside: bytes) -> None:
+        self._root_fd = root_fd
+        self._outside = outside
+        self._is_there = False
+
+    def do(self, order: Order) -> int:
+        """Carry out an order and return 0, or the errno."""
+        try:
+            if not self._is_there:
+                # Handles are opened on the mount of the working directory: no other descriptor without an open(2), of
+                # which watchers would hear, does for that. Being a request, this has to wait for the first order.
+                os.fchdir(self._root_fd)
+                self._is_there = True
+            directory = self._open(order.name)
+            try:
+                if order.what in (RENAME, EXCHANGE):
+                    self._rename(order, directory)
+                else:
+                    _do_in(directory, order)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            return error.errno or _UNKNOWN
+        return 0
+
+    def _open(self, name: Name) -> int:
+        if name.nodeid == 0:
+            return os.open(self._outside, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._root_fd)
+        if name.nodeid == _ROOT:
+            return os.dup(self._root_fd)
+        handle = _HANDLE.pack(name.nodeid >> 32, name.nodeid & 0xFFFFFFFF, name.generation)
+        return _linux.open_by_handle_at(_linux.AT_FDCWD, _FUSE_HANDLE, handle, os.O_PATH | os.O_DIRECTORY)
+
+    def _rename(self, order: Order, directory: int) -> None:
+        flags = _linux.RENAME_EXCHANGE if order.what == EXCHANGE else 0
+        new_directory = self._open(order.new)
+        try:
+            try:
+                _linux.renameat2(directory, order.name.name, new_directory, order.new.name, flags)
+            except OSError:
+                # The kernel may have met a directory under its new name already. It puts it back under the old one when
+                # that is looked up, but not while it holds the locks of a rename.
+                os.close(os.open(order.name.name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory))
+                _linux.renameat2(directory, order.name.name, new_directory, order.new.name, flags)
+        finally:
+            os.close(new_directory)
+
+
+def _do_in(directory: int, order: Order) -> None:
+    name = order.name.name
+    if order.what == MAKE:
+        _make(directory, name, order.file_type)
+    elif order.what == REMOVE:
+        if order.file_type == _S_IFDIR:
+            os.rmdir(name, dir_fd=directory)
+        else:
+            os.unlink(name, dir_fd=directory)
+    elif order.what == CLOSE_WRITE:
+        _open_and_close(directory, name)
+    else:
+        _linux.touch(directory, name, attributes=order.what == ATTRIB)
+
+
+def _make(directory: int, name: bytes, file_type: int) -> None:
+    if file_type == _S_IFDIR:
+        os.mkdir(name, dir_fd=directory)
+    elif file_type == _S_IFLNK:
+        os.symlink(b"nowhere", name, dir_fd=directory)
+    else:
+        os.mknod(name, file_type | 0o600, dir_fd=directory)
+
+
+def _open_and_close(directory: int, name: bytes) -> None:
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
+    try:
+        os.close(os.open(_linux.proc_path(fd), os.O_WRONLY | os.O_NONBLOCK))
+    finally:
+        os.close(fd)

@@ -1,0 +1,238 @@
+"""Has plans carried out: starts the replayer, hands it its orders, and does without it where it is stuck."""
+
+import contextlib
+import logging
+import os
+import socket
+import stat
+import subprocess
+from typing import Final
+
+import trio
+
+from fusenotify import _linux, events, replayer
+from fusenotify.events import IS_DIR
+from fusenotify.mountinfo import FS_TYPE, mount_at, read_mounts
+from fusenotify.planning import Planner
+from fusenotify.plans import Place, Plan
+from fusenotify.replay import Replay
+from fusenotify.replayer import MOST_ORDERS, Name, Order, Progress
+from fusenotify.root import changes_of_mounts
+from fusenotify.status import Replays
+
+log = logging.getLogger(__name__)
+
+STUCK_AFTER: Final = 2.0  # seconds
+_LOOKS: Final = 4  # at a replayer in that time: whatever kept us may have kept it, so the last look is not enough
+_MOST_STUCK: Final = 4  # processes that do not even end: the kernel keeps them, and would keep more
+_BUFFER: Final = 1 << 20
+_GRACE: Final = 1.0  # seconds that the last one gets to end
+_WHAT: Final = {
+    events.CREATE: replayer.MAKE,
+    events.DELETE: replayer.REMOVE,
+    events.MODIFY: replayer.MODIFY,
+    events.ATTRIB: replayer.ATTRIB,
+    events.CLOSE_WRITE: replayer.CLOSE_WRITE,
+}
+
+
+class _Stuck(Exception):
+    """A replayer does not get on, or has ended."""
+
+
+class _Replayer:
+    """A running process."""
+
+    def __init__(self, root_fd: int, outside: bytes) -> None:
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        progress_fd = Progress.new_fd()
+        with theirs:
+            try:
+                self.progress = Progress(progress_fd)
+                fds = (root_fd, theirs.fileno(), progress_fd)
+                # Not in a thread of trio's: it is to die when the thread that starts it does.
+                self._process = subprocess.Popen(
+                    replayer.command(*fds, outside),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=fds,
+                    cwd="/",
+                )
+            finally:
+                os.close(progress_fd)
+        self._channel.setblocking(False)
+        self.pid = self._process.pid
+
+    def give(self, orders: bytes) -> None:
+        """Have orders carried out.
+
+        Raises:
+            _Stuck: it has ended.
+        """
+        self.progress.clear()
+        try:
+            self._channel.send(orders)
+        except OSError as error:
+            raise _Stuck from error
+
+    async def done(self, patience: float) -> None:
+        """Return when it has carried out its orders.
+
+        Raises:
+            _Stuck: it has not got on for so many seconds, or has ended.
+        """
+        looks, at = 0, -1
+        while True:
+            with trio.move_on_after(patience / _LOOKS):
+                await trio.lowlevel.wait_readable(self._channel)
+                if not self._channel.recv(1):
+                    raise _Stuck
+                return
+            executing = self.progress.executing()
+            looks = looks + 1 if executing == at else 0
+            at = executing
+            if looks >= _LOOKS:
+                raise _Stuck
+
+    def kill(self) -> None:
+        """End it, as far as the kernel lets it."""
+        self._channel.close()
+        self._process.kill()
+
+    async def ended(self) -> None:
+        """Return when it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(self.pid)
+            try:
+                await trio.lowlevel.wait_readable(pidfd)
+            finally:
+                os.close(pidfd)
+        self._process.wait()
+        self.progress.close()
+
+
+class Replaying:
+    """Native delivery on one mount, for as long as it is there to be seen."""
+
+    def __init__(
+        self, planner: Planner, replay: Replay, counts: Replays, mountpoint: str, patience: float = STUCK_AFTER
+    ) -> None:
+        """`patience` is for how many seconds a replayer may be busy with one plan."""
+        self._planner = planner
+        self._replay = replay
+        self._counts = counts
+        self._mountpoint = mountpoint
+        self._patience = patience
+        self._work = trio.Event()
+        planner.on_plan = self._wake
+        self._burials = 0
+        self._buried = trio.Event()
+        self._replayer: _Replayer | None = None
+
+    async def run(self) -> None:
+        """Replay until the mount has gone from its place.
+
+        From then on there must be nothing of ours that holds the filesystem: it is to end with its last mount.
+        """
+        mount = mount_at(self._mountpoint, read_mounts())
+        if mount is None or mount.fs_type != FS_TYPE:
+            return
+        try:
+            root_fd = await trio.to_thread.run_sync(_linux.clone_mount, os.fsencode(self._mountpoint))
+        except OSError as error:
+            log.warning("programs on the mount hear nothing of changes behind it: %s", error)
+            return
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._carry_out, root_fd, nursery)
+                await self._until_unmounted(mount.device)
+                nursery.cancel_scope.cancel()
+        finally:
+            os.close(root_fd)
+
+    def _wake(self) -> None:
+        self._work.set()
+
+    async def _until_unmounted(self, device: str) -> None:
+        with changes_of_mounts() as changes:
+            while True:
+                mounts = read_mounts()
+                ours = {mount.mount_id for mount in mounts if mount.device == device}
+                if not ours:
+                    return
+                self._replay.is_covered = any(mount.parent_id in ours for mount in mounts)
+                await trio.lowlevel.wait_readable(changes.fileno())
+
+    async def _carry_out(self, root_fd: int, nursery: trio.Nursery) -> None:
+        try:
+            while True:
+                self._work = trio.Event()
+                while plans := self._replay.hand_out(MOST_ORDERS):
+                    if unwanted := await self._planner.find_unwanted(plans):
+                        self._replay.drop(unwanted)
+                        plans = [plan for plan in plans if plan not in unwanted]
+                    if plans:
+                        await self._carry_out_some(plans, root_fd, nursery)
+                await self._work.wait()
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _GRACE):
+                await self._end()
+
+    async def _start(self, root_fd: int) -> _Replayer:
+        while self._burials >= _MOST_STUCK:
+            self._buried = trio.Event()
+            await self._buried.wait()
+        self._replayer = _Replayer(root_fd, self._replay.outside)
+        self._replay.employ(self._replayer.pid, self._replayer.progress.executing)
+        return self._replayer
+
+    async def _carry_out_some(self, plans: list[Plan], root_fd: int, nursery: trio.Nursery) -> None:
+        worker = self._replayer or await self._start(root_fd)
+        try:
+            worker.give(b"".join(replayer.packed(_order(plan)) for plan in plans))
+            await worker.done(self._patience)
+            begun = len(plans)
+        except _Stuck:
+            executing = worker.progress.executing()
+            # What it does not even begin is not to be tried for ever.
+            begun = max(1, sum(plan.number <= executing for plan in plans), worker.progress.ended(len(plans)))
+            log.warning("a replayer is stuck, or has died; another one takes its place")
+            self._counts.stuck += 1
+            self._replayer = None
+            self._replay.dismiss()
+            worker.kill()
+            nursery.start_soon(self._bury, worker)
+        for index, plan in enumerate(plans[:begun]):
+            self._replay.finish(plan, worker.progress.error(index))
+        self._replay.take_back(plans[begun:])
+
+    async def _bury(self, worker: _Replayer) -> None:
+        self._burials += 1
+        await worker.ended()
+        self._replay.bury(worker.pid)
+        self._burials -= 1
+        self._buried.set()
+
+    async def _end(self) -> None:
+        if self._replayer is not None:
+            self._replay.dismiss()
+            self._replayer.kill()
+            await self._replayer.ended()
+
+
+def _order(plan: Plan) -> Order:
+    if plan.kind == events.RENAME:
+        what = replayer.EXCHANGE if plan.is_exchange else replayer.RENAME
+    else:
+        what = _WHAT[plan.kind]
+    file_type = plan.file_type or (stat.S_IFDIR if plan.flags & IS_DIR else stat.S_IFREG)
+    outside = Name(0, 0, b"%d" % plan.number)
+    new = outside if what in (replayer.RENAME, replayer.EXCHANGE) else Name(0, 0, b"")
+    return Order(what, file_type, plan.number, _name(plan.old) or outside, _name(plan.new) or new)
+
+
+def _name(place: Place | None) -> Name | None:
+    if place is None:
+        return None
+    return Name(place.directory.nodeid, place.directory.generation, place.name)
