@@ -58,6 +58,8 @@ class Program:
         self._poll = select.poll()
         self._poll.register(self._inotify.fd, select.POLLIN)
         self._labels: dict[int, str] = {}
+        self._numbers: dict[int, int] = {}  # inode numbers of what is watched
+        self._left: set[int] = set()  # watches on what is no longer there, which are to say no more
         self._pairs: dict[int, int] = {}
         self._unread: list[Heard] = []
 
@@ -68,10 +70,16 @@ class Program:
         """Watch a path; what has a watch keeps it, with the name it had then."""
         wd = self._inotify.add_watch(self.root / path, kinds | flags.DONT_FOLLOW)
         self._labels.setdefault(wd, path)
+        self._numbers[wd] = os.lstat(self.root / path).st_ino
 
-    def watch_all(self, paths: list[str]) -> None:
-        for path in paths:
+    def watch_all(self) -> None:
+        """Watch everything that is below the root, and nothing else any more."""
+        for path in objects_below(self.root):
             self.watch(path)
+        there = {os.lstat(self.root / path).st_ino for path in objects_below(self.root)}
+        for wd in [wd for wd in self._labels if self._numbers[wd] not in there and self._labels[wd] != MARKERS]:
+            self._inotify.rm_watch(wd)
+            self._left.add(wd)
 
     def until(self, watch: str, name: str) -> list[Heard]:
         """Return everything that is heard before an event of this name."""
@@ -90,6 +98,10 @@ class Program:
         for event in self._inotify.read(timeout=0):
             kinds = "|".join(flag.name or "" for flag in flags.from_mask(event.mask))
             assert not event.mask & flags.Q_OVERFLOW
+            if event.wd in self._left:
+                self._left.discard(event.wd)
+                del self._labels[event.wd]
+                continue
             pair = self._pairs.setdefault(event.cookie, len(self._pairs) + 1) if event.cookie else 0
             yield Heard(self._labels[event.wd], kinds, os.fsdecode(event.name), pair)
             if event.mask & flags.IGNORED:
@@ -99,19 +111,19 @@ class Program:
 class Barrier:
     """Tells when everything that has happened on the backing tree so far was replayed: replays are made in order."""
 
-    def __init__(self, mount: Mount, *programs: Program) -> None:
-        self._place = mount.source / MARKERS
-        self._programs = programs
+    def __init__(self, source: Path, program: Program) -> None:
+        self._place = source / MARKERS
+        self._program = program
         self._count = 0
         self._place.mkdir(exist_ok=True)
-        for program in programs:
-            program.watch(MARKERS, flags.CREATE)
+        program.watch(MARKERS, flags.CREATE)
+        self.heard()
 
-    def heard(self) -> list[list[Heard]]:
-        """Wait for it, and return what each program has heard since the last time."""
+    def heard(self) -> list[Heard]:
+        """Wait for it, and return what the program has heard since the last time."""
         self._count += 1
         os.mknod(self._place / str(self._count))
-        return [program.until(MARKERS, str(self._count)) for program in self._programs]
+        return self._program.until(MARKERS, str(self._count))
 
 
 def merged(heard: list[Heard]) -> list[str]:
@@ -138,4 +150,4 @@ def objects_below(root: Path) -> list[str]:
 def settle(mount: Mount) -> None:
     """Return when what was done behind the mount is over: whoever begins to watch now hears nothing of it."""
     with contextlib.closing(Program(mount.mountpoint)) as program:
-        Barrier(mount, program).heard()
+        Barrier(mount.source, program)

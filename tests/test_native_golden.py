@@ -1,17 +1,18 @@
-"""Every golden script, heard by an ordinary inotify program on the mount as by one on the backing tree.
+"""Every golden script, heard by an ordinary inotify program on the mount as by one that watches the tree itself.
 
-After each step both wait until everything was replayed, and watch what is new: every directory, file and link. A step
-through the mount has to be heard on it as the kernel tells it, once, whatever the daemon does for it on the backing.
+The other one is in a directory without a mount, where all steps are made in the same place. After each step both wait
+until everything was heard, and watch what is new: every directory, file and link.
 """
 
 import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests import golden
-from tests.harness import mounted
-from tests.native import Barrier, Program, merged, objects_below
+from tests.harness import Mount, mounted
+from tests.native import Barrier, Program, merged
 from tests.soak import SOAK
 
 SCRIPTS = sorted((Path(__file__).parent / "golden").glob("*.txt"))
@@ -22,36 +23,50 @@ _NOT_DONE = frozenset({"watch", "sync", "ls"})  # what groups of ours do, and wh
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_golden(path: Path, watcher: str, directory: Path) -> None:
     script = golden.parse(path.read_text(encoding="utf-8"))
-    behind, before = play(script, directory, watcher)
-    assert before == behind, f"{path.name}: what is heard on the mount is not what is heard behind it"
+    expected = heard_of_plain(script, directory / "plain")
+    assert heard_of_mounted(script, directory, watcher) == expected, f"{path.name}: it is heard otherwise on the mount"
 
 
-def play(script: golden.Script, directory: Path, watcher: str) -> tuple[list[str], list[str]]:
-    """Play a script; return what was heard of each step on the backing tree and on the mount."""
-    source = directory / "source"
-    for place in (source, directory / "outside"):
-        place.mkdir()
-    player = golden.Player(source)
+def heard_of_plain(script: golden.Script, directory: Path) -> list[str]:
+    """Play a script in a directory without a mount, and return what was heard of each step."""
+    directory.mkdir()
+    with contextlib.closing(prepared(script, directory)) as player:
+        player.mount = SimpleNamespace(mountpoint=player.source)
+        return heard_of(script, player, player.source)
+
+
+def heard_of_mounted(script: golden.Script, directory: Path, watcher: str) -> list[str]:
+    """Play a script behind a mount and on it, and return what was heard there of each step."""
+    with contextlib.closing(prepared(script, directory)) as player:
+        with mounted(directory, ["--watcher", watcher, "--native", "always"]) as mount:
+            player.mount = mount
+            return heard_of(script, player, mount.mountpoint)
+
+
+def prepared(script: golden.Script, directory: Path) -> golden.Player:
+    """Make a tree, and do in it what a script begins with."""
+    for name in ("source", "outside"):
+        (directory / name).mkdir()
+    player = golden.Player(directory / "source")
     for command in script.setup:
         player.play(command)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.closing(player))
-        mount = stack.enter_context(mounted(directory, ["--watcher", watcher, "--native", "always"]))
-        player.mount = mount
-        programs = [stack.enter_context(contextlib.closing(Program(root))) for root in (source, mount.mountpoint)]
-        barrier = Barrier(mount, *programs)
-        barrier.heard()
-        told: tuple[list[str], list[str]] = [], []
-        is_paused = False
+    return player
+
+
+def heard_of(script: golden.Script, player: golden.Player, root: Path) -> list[str]:
+    lines: list[str] = []
+    is_paused = False
+    with contextlib.closing(Program(root)) as program:
+        barrier = Barrier(player.source, program)
         for command in script.commands:
-            if command.words[0] in _NOT_DONE:
+            word = command.words[0]
+            if word in _NOT_DONE:
                 continue
             if not is_paused:
-                for program in programs:
-                    program.watch_all(objects_below(source))
-            player.play(command)
-            is_paused = command.words[0] == "pause" or (is_paused and command.words[0] != "resume")
+                program.watch_all()
+            if word not in ("pause", "resume") or root != player.source:
+                player.play(command)
+            is_paused = word == "pause" or (is_paused and word != "resume")
             if not is_paused:
-                for lines, heard in zip(told, barrier.heard(), strict=True):
-                    lines += [f"# {' '.join(command.words)}", *merged(heard)]
-        return told
+                lines += [f"# {' '.join(command.words)}", *merged(barrier.heard())]
+    return lines
