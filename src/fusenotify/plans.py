@@ -17,6 +17,7 @@ MOST_PENDING: Final = 1 << 16
 REPLAYED: Final = (
     events.CREATE | events.DELETE | events.MODIFY | events.ATTRIB | events.CLOSE_WRITE | events.RENAME
 )  # the kinds that can be
+_MERGED: Final = events.MODIFY | events.ATTRIB
 
 
 class Place(NamedTuple):
@@ -104,7 +105,9 @@ class Pending:
         return bool(self._waiting)
 
     def add(self, kind: int, flags: int, old: Place | None, new: Place | None) -> Plan:
-        """Append a plan."""
+        """Append a plan, unless the last one is the same change of the same object, as inotify(7) does it."""
+        if kind & _MERGED and self._waiting and (last := self._waiting[-1]).kind == kind and last.old == old:
+            return last
         self._last += 1
         plan = Plan(self._last, kind, flags, old, new)
         self._waiting.append(plan)

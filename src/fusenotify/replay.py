@@ -35,12 +35,12 @@ class Replay:
     Attributes:
         pids: the processes whose requests are answered here, and never by the operations they look like.
         outside: the name in the root of the directory that stands for everything outside of the tree.
-        is_covered: whether something is mounted on the mount, or below it.
+        is_covered: whether something is mounted on what is below the mount.
     """
 
     def __init__(self, nodes: Nodes, pending: Pending, counts: Replays) -> None:
         self.pids: set[int] = set()
-        self.is_covered = False
+        self.is_covered: Callable[[], bool] = lambda: False
         self.outside = b".fusenotify-" + secrets.token_hex(16).encode()
         self._nodes = nodes
         self._table = nodes.table
@@ -95,15 +95,16 @@ class Replay:
 
     def hand_out(self, most: int) -> list[Plan]:
         """Return the plans that are to be carried out next; what does not fit any more is left out."""
-        plans = []
-        for plan in self._pending.take(most):
-            if plan.void:
-                self._finish(plan)
-                continue
-            if plan.kind == events.CREATE and plan.old is not None:
-                plan.file_type = self._type_to_make(plan, plan.old)
-            self._handed_out[plan.number] = plan
-            plans.append(plan)
+        plans: list[Plan] = []
+        while not plans and (taken := self._pending.take(most)):
+            for plan in taken:
+                if plan.void:
+                    self._finish(plan)
+                    continue
+                if plan.kind == events.CREATE and plan.old is not None:
+                    plan.file_type = self._type_to_make(plan, plan.old)
+                self._handed_out[plan.number] = plan
+                plans.append(plan)
         return plans
 
     def drop(self, plans: Sequence[Plan]) -> None:
@@ -169,7 +170,7 @@ class Replay:
         """Say what a name stands for before the change."""
         assert place is not None
         known = self._table.entries.at(*place.entry)
-        if self.is_covered and known and known[-1].is_dir and known[-1] is not node:
+        if known and known[-1].is_dir and known[-1] is not node and self.is_covered():
             raise stale()  # the kernel would unmount what is mounted there
         if node is None:
             raise _no_entry()

@@ -4,6 +4,7 @@ It is a process of its own so that our answers are waited for by nobody in the d
 the mount, from ending when it is killed. It is started without the package around it, and imports nearly nothing.
 """
 
+import contextlib
 import mmap
 import os
 import signal
@@ -157,7 +158,7 @@ def main(parent: str, root: str, channel: str, progress: str, outside: str) -> N
         return
     worker = _Worker(int(root), os.fsencode(outside))
     shared = Progress(int(progress))
-    with socket.socket(fileno=int(channel)) as orders:
+    with socket.socket(fileno=int(channel)) as orders, contextlib.suppress(ConnectionError):
         while data := orders.recv(1 << 18):
             for index, order in enumerate(unpacked(data)):
                 shared.begin(order.number)  # before its first system call: whose requests follow, the daemon sees here

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import select
 import socket
 import stat
 import subprocess
@@ -22,7 +23,7 @@ from fusenotify.status import Replays
 
 log = logging.getLogger(__name__)
 
-STUCK_AFTER: Final = 2.0  # seconds
+STUCK_AFTER: Final = 2.0  # seconds with one order
 _LOOKS: Final = 4  # at a replayer in that time: whatever kept us may have kept it, so the last look is not enough
 _MOST_STUCK: Final = 4  # processes that do not even end: the kernel keeps them, and would keep more
 _BUFFER: Final = 1 << 20
@@ -76,15 +77,15 @@ class _Replayer:
         except OSError as error:
             raise _Stuck from error
 
-    async def done(self, patience: float) -> None:
+    async def done(self) -> None:
         """Return when it has carried out its orders.
 
         Raises:
-            _Stuck: it has not got on for so many seconds, or has ended.
+            _Stuck: it does not get on, or has ended.
         """
         looks, at = 0, -1
         while True:
-            with trio.move_on_after(patience / _LOOKS):
+            with trio.move_on_after(STUCK_AFTER / _LOOKS):
                 await trio.lowlevel.wait_readable(self._channel)
                 if not self._channel.recv(1):
                     raise _Stuck
@@ -112,18 +113,33 @@ class _Replayer:
         self.progress.close()
 
 
+class _Cover:
+    """Whether anything is mounted on what is below a mount, as of now."""
+
+    def __init__(self, device: str, changes: select.epoll) -> None:
+        self._device = device
+        self._changes = changes
+        self._is_there = self._look()
+
+    def is_there(self) -> bool:
+        if self._changes.poll(0):
+            self._is_there = self._look()
+        return self._is_there
+
+    def _look(self) -> bool:
+        mounts = read_mounts()
+        ours = {mount.mount_id for mount in mounts if mount.device == self._device}
+        return any(mount.parent_id in ours for mount in mounts)
+
+
 class Replaying:
     """Native delivery on one mount, for as long as it is there to be seen."""
 
-    def __init__(
-        self, planner: Planner, replay: Replay, counts: Replays, mountpoint: str, patience: float = STUCK_AFTER
-    ) -> None:
-        """`patience` is for how many seconds a replayer may be busy with one plan."""
+    def __init__(self, planner: Planner, replay: Replay, counts: Replays, mountpoint: str) -> None:
         self._planner = planner
         self._replay = replay
         self._counts = counts
         self._mountpoint = mountpoint
-        self._patience = patience
         self._work = trio.Event()
         planner.on_plan = self._wake
         self._burials = 0
@@ -144,25 +160,18 @@ class Replaying:
             log.warning("programs on the mount hear nothing of changes behind it: %s", error)
             return
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._carry_out, root_fd, nursery)
-                await self._until_unmounted(mount.device)
-                nursery.cancel_scope.cancel()
+            with changes_of_mounts() as changes, changes_of_mounts() as more_changes:
+                self._replay.is_covered = _Cover(mount.device, more_changes).is_there
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._carry_out, root_fd, nursery)
+                    while any(one.device == mount.device for one in read_mounts()):
+                        await trio.lowlevel.wait_readable(changes.fileno())
+                    nursery.cancel_scope.cancel()
         finally:
             os.close(root_fd)
 
     def _wake(self) -> None:
         self._work.set()
-
-    async def _until_unmounted(self, device: str) -> None:
-        with changes_of_mounts() as changes:
-            while True:
-                mounts = read_mounts()
-                ours = {mount.mount_id for mount in mounts if mount.device == device}
-                if not ours:
-                    return
-                self._replay.is_covered = any(mount.parent_id in ours for mount in mounts)
-                await trio.lowlevel.wait_readable(changes.fileno())
 
     async def _carry_out(self, root_fd: int, nursery: trio.Nursery) -> None:
         try:
@@ -191,7 +200,7 @@ class Replaying:
         worker = self._replayer or await self._start(root_fd)
         try:
             worker.give(b"".join(replayer.packed(_order(plan)) for plan in plans))
-            await worker.done(self._patience)
+            await worker.done()
             begun = len(plans)
         except _Stuck:
             executing = worker.progress.executing()
