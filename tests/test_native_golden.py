@@ -7,6 +7,7 @@ until everything was heard, and watch what is new: every directory, file and lin
 import contextlib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -31,16 +32,16 @@ def heard_of_plain(script: golden.Script, directory: Path) -> list[str]:
     """Play a script in a directory without a mount, and return what was heard of each step."""
     directory.mkdir()
     with contextlib.closing(prepared(script, directory)) as player:
-        player.mount = SimpleNamespace(mountpoint=player.source)
+        player.mount = cast(Mount, SimpleNamespace(mountpoint=player.source))
         return heard_of(script, player, player.source)
 
 
 def heard_of_mounted(script: golden.Script, directory: Path, watcher: str) -> list[str]:
     """Play a script behind a mount and on it, and return what was heard there of each step."""
-    with contextlib.closing(prepared(script, directory)) as player:
-        with mounted(directory, ["--watcher", watcher, "--native", "always"]) as mount:
-            player.mount = mount
-            return heard_of(script, player, mount.mountpoint)
+    arguments = ["--watcher", watcher, "--native", "always"]
+    with contextlib.closing(prepared(script, directory)) as player, mounted(directory, arguments) as mount:
+        player.mount = mount
+        return heard_of(script, player, mount.mountpoint)
 
 
 def prepared(script: golden.Script, directory: Path) -> golden.Player:

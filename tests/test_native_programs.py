@@ -2,6 +2,7 @@
 
 import os
 import queue
+import select
 import shutil
 import subprocess
 import sys
@@ -315,8 +316,6 @@ def _mark_children(group: int, directory_fd: int) -> None:
 
 def read_until(group: int, kind: int) -> int:
     """Read records until there is one of a kind; return all kinds that came."""
-    import select
-
     kinds = 0
     poll = select.poll()
     poll.register(group, select.POLLIN)

@@ -4,9 +4,10 @@ import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -17,6 +18,7 @@ from fusenotify import onlookers, procmarks
 from fusenotify.backlog import Backlog
 from fusenotify.events import CREATE, EventRecord
 from fusenotify.onlookers import Onlookers
+from fusenotify.planning import Planner
 from fusenotify.procmarks import Looker
 from tests.harness import PATIENCE, Mount
 
@@ -134,7 +136,7 @@ async def looking(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     monkeypatch.setattr(onlookers, "what_hides_processes", lambda: "")
     found = Onlookers("auto", [mount.pid, 1])
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(found.run, minor_of(mount))
+        nursery.start_soon(found.run, f"0:{minor_of(mount)}")
         with trio.fail_after(PATIENCE):
             yield found
         nursery.cancel_scope.cancel()
@@ -193,7 +195,7 @@ async def test_a_process_that_cannot_be_looked_at_may_watch_everything(
         stamp = found.stamp
         await found.settled(stamp)
         assert found.wanted([5], stamp) is True
-        assert found.reason == "2 processes do not let themselves be looked at"
+        assert found.reason == "to all: 2 processes do not let themselves be looked at"
 
 
 async def test_another_program_looks_when_one_has_failed(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +217,7 @@ async def test_another_program_looks_when_one_has_failed(mount: Mount, monkeypat
         stamp = found.stamp
         while found.wanted([5], stamp) is True:
             await trio.lowlevel.checkpoint()
-        assert found.reason == ""
+        assert found.reason == "to those who watch"
 
 
 @pytest.mark.parametrize("native", ["always", "off"])
@@ -224,18 +226,25 @@ async def test_without_auto_nobody_looks(native: str) -> None:
     assert found.reason == "asked for"
     assert found.wanted([5], found.stamp) is True
     await found.settled(found.stamp)
-    await found.run(0)
+    await found.run("0:0")
 
 
 # --- what is held back ---------------------------------------------------------------------------------------------
 
 
 class Told:
-    """Records what a backlog passes on."""
+    """A backlog, and what it passes on or takes for unexpected, instead of a planner."""
 
     def __init__(self, found: Onlookers) -> None:
         self.paths: list[bytes | None] = []
-        self.backlog = Backlog(found, lambda records, _: self.paths.extend(record.path for record in records))
+        self.ignored: list[bytes | None] = []
+        self.backlog = Backlog(found, cast(Planner, self))
+
+    def follow(self, records: Sequence[EventRecord], stamp: int) -> None:
+        self.paths += [record.path for record in records]
+
+    def ignore(self, records: Sequence[EventRecord]) -> None:
+        self.ignored += [record.path for record in records]
 
     def tell(self, path: bytes) -> None:
         self.backlog.follow([EventRecord(1, 0, CREATE, 0, path)])
@@ -249,6 +258,7 @@ async def test_what_nobody_can_have_expected_is_dropped(mount: Mount, monkeypatc
         stamp = found.stamp
         told.tell(b"b")
         assert told.paths == []
+        assert told.ignored == [b"a"]
         with INotify() as inotify:
             inotify.add_watch(mount.mountpoint, flags.CREATE)
             await found.settled(stamp)

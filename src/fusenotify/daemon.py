@@ -10,6 +10,7 @@ import pyfuse3
 import trio
 
 from fusenotify import mounting, process
+from fusenotify.backlog import Backlog
 from fusenotify.changes import Changes
 from fusenotify.config import Listening, MountOptions
 from fusenotify.errors import EnvironmentProblem, NotAMount
@@ -17,9 +18,10 @@ from fusenotify.export import Export, OnReady
 from fusenotify.files import Files
 from fusenotify.listening import Listener, opened
 from fusenotify.nodes import Nodes
+from fusenotify.onlookers import Onlookers
 from fusenotify.operations import Operations
 from fusenotify.passthrough import Passthrough
-from fusenotify.planning import Everybody, Planner
+from fusenotify.planning import Planner
 from fusenotify.plans import Pending
 from fusenotify.queuefile import QueueFiles
 from fusenotify.recorder import Recorder
@@ -63,11 +65,15 @@ class Daemon:
         stack.callback(self._files.close)
         pending = Pending()
         self._replay = Replay(self._nodes, pending, export.replays)
-        self._planner = Planner(export.table, export.tree, pending, Everybody(), lambda: export.told_to, export.replays)
-        self._replaying = Replaying(self._planner, self._replay, export.replays, self._mountpoint)
+        onlookers = Onlookers(native, {os.getpid()})
+        planner = Planner(export.table, export.tree, pending, onlookers, lambda: export.told_to, export.replays)
+        self._replaying = Replaying(planner, onlookers, self._replay, export.replays, self._mountpoint)
         if native != "off":
-            export.hearing.followers.append(self._planner.follow)
-            recorder.on_operation = self._planner.note
+            backlog = Backlog(onlookers, planner)
+            export.hearing.followers.append(backlog.follow)
+            export.tree.on_changing = backlog.release
+            export.native_reason = lambda: onlookers.reason
+            recorder.on_operation = planner.note
 
     async def run(self, listening: Listening, on_ready: OnReady) -> None:
         """Watch, mount and serve until the filesystem is unmounted or a signal asks to stop.

@@ -27,6 +27,10 @@ class Entries(Generic[N]):
     def __init__(self) -> None:
         self._nodes: dict[Entry, list[N]] = {}
 
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._nodes)
+
     def at(self, directory: InodeKey, name: bytes) -> Sequence[N]:
         """Return what a name stands for and, before that, stood for until it went unheard."""
         return self._nodes.get((directory, name), ())

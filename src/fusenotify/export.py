@@ -50,7 +50,7 @@ class Export:
         watcher, hearing, tree: what hears it; the directories that are watched.
         groups: who listens.
         table, store, whereabouts: which object a handle is of.
-        native, replays: how native delivery is set, and how it goes.
+        native, native_reason, replays: how native delivery is set, what that comes to and why, and how it goes.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Export:
         self._source = source
         self._mountpoint = mountpoint
         self.native = native
+        self.native_reason: Callable[[], str] = lambda: "asked for" if mountpoint else "there is no mount"
         self.replays = Replays()
         self._epoch = secrets.token_hex(6)
         self._end_of_grace: float | None = None
@@ -187,6 +188,7 @@ class Export:
             watcher=self.watcher.name,
             watcher_reason=self._watcher_reason,
             native=self.native,
+            native_reason=self.native_reason(),
             cursor=format_cursor(self._epoch, self._teller.seq),
             watches=self.watcher.watches,
             overflows=self._translator.overflows,

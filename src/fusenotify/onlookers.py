@@ -33,6 +33,7 @@ _SHARE_UNWATCHED: Final = 30
 _SHARE_WATCHED: Final = 4
 _LASTS: Final = 10.0  # seconds after which what is known to be watched is looked at again, if it is asked for
 _PAUSE: Final = 1.0  # seconds until the next look after one that failed
+_TO_ONLOOKERS: Final = "to those who watch"
 _CHUNK: Final = 1 << 16
 
 
@@ -41,7 +42,7 @@ class Onlookers:
 
     Attributes:
         stamp: grows with each look that begins. What is made of a change keeps the stamp of when the change was told.
-        reason: why changes are delivered, or not; "" where that is just what looks show.
+        reason: to whom changes are delivered, and why.
         on_look: called at the end of each look.
     """
 
@@ -98,8 +99,9 @@ class Onlookers:
             self._asked.set()
             await self._look_ended.wait()
 
-    async def run(self, minor: int) -> None:
-        """Look whenever it is asked for, until this is cancelled; the mount is the filesystem of device 0:`minor`."""
+    async def run(self, device: str) -> None:
+        """Look whenever it is asked for, until this is cancelled; `device` is the mount's in mountinfo, 0:NUMBER."""
+        minor = int(device.partition(":")[2])
         while not self._is_blind:
             await self._asked.wait()
             try:
@@ -107,7 +109,9 @@ class Onlookers:
                     while True:
                         await self._look(program)
             except (OSError, trio.BrokenResourceError, EOFError) as error:
-                self._take(frozenset(), True, f"the process that looks for watches has failed: {error!r}", _PAUSE)
+                self._take(
+                    frozenset(), True, f"to all: the process that looks for watches has failed: {error!r}", _PAUSE
+                )
 
     async def _look(self, program: "_Program") -> None:
         await self._asked.wait()
@@ -115,7 +119,7 @@ class Onlookers:
         self._asked = trio.Event()
         self.stamp += 1
         seconds, is_everything, hidden, nodeids = await program.look()
-        reason = f"{hidden} processes do not let themselves be looked at" if hidden else ""
+        reason = f"to all: {hidden} processes do not let themselves be looked at" if hidden else _TO_ONLOOKERS
         is_everything |= hidden > 0
         share = _SHARE_WATCHED if is_everything or nodeids else _SHARE_UNWATCHED
         self._take(nodeids, is_everything, reason, share * seconds)

@@ -4,7 +4,7 @@ Paths have a meaning only at the moment in which they are told, so they are reso
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from fusenotify import events
@@ -21,24 +21,16 @@ _KEPT = IS_DIR | EXCHANGE | OTHER_IS_DIR
 
 
 class Onlookers(Protocol):
-    """Who watches the mount natively."""
+    """Who watches the mount natively (see `onlookers`)."""
 
-    def wanted(self, nodes: Sequence[Node]) -> bool | None:
-        """Whether anybody watches one of these; None where that has to be looked up (`look`) before it can be said."""
+    def wanted(self, nodeids: Iterable[int], stamp: int) -> bool | None:
+        """Return whether anybody watches one of these nodes, None where only a look that is still to come will tell.
 
-    async def look(self) -> None:
-        """Find out who watches now; afterwards `wanted` knows for every plan that was made before the call."""
+        `stamp` is that of when the change was told.
+        """
 
-
-class Everybody:
-    """Takes everything for watched."""
-
-    def wanted(self, nodes: Sequence[Node]) -> bool | None:
-        """Say yes."""
-        return True
-
-    async def look(self) -> None:
-        """There is nothing to find out."""
+    async def settled(self, stamp: int) -> None:
+        """Return when `wanted` can tell of every node what held at this stamp."""
 
 
 class Planner:
@@ -80,8 +72,8 @@ class Planner:
                         self._last_on[entry] = operation
                         self._pending.overtake(entry)
 
-    def follow(self, records: Sequence[EventRecord]) -> None:
-        """Make plans of what is told now."""
+    def follow(self, records: Sequence[EventRecord], stamp: int) -> None:
+        """Make plans of what is told; `stamp` is that of the onlookers when it was."""
         self._drop_told()
         overtaken = _overtaken(records) if any(record.flags & LOCAL for record in records) else None
         directories: dict[bytes, Directory | None] = {}
@@ -89,9 +81,18 @@ class Planner:
             if record.kind & REPLAYED and not record.flags & LOCAL:
                 is_overtaken = overtaken is not None and index in overtaken
                 for flags, old, new in self._moves(record, *self._places(record, directories)):
-                    self._plan(record.kind, flags, old, new, is_overtaken=is_overtaken)
+                    self._plan(record.kind, flags, old, new, stamp, is_overtaken=is_overtaken)
         if self._pending:
             self.on_plan()
+
+    def ignore(self, records: Sequence[EventRecord]) -> None:
+        """Take note of what was told while nobody watched anything."""
+        if not self._table.entries:
+            return
+        directories: dict[bytes, Directory | None] = {}
+        for record in records:
+            if record.kind & (events.DELETE | events.RENAME) and not record.flags & LOCAL:
+                self._skip(record.kind, record.flags, *self._places(record, directories))
 
     def _moves(
         self, record: EventRecord, old: Place | None, new: Place | None
@@ -109,32 +110,38 @@ class Planner:
 
     async def find_unwanted(self, plans: Sequence[Plan]) -> list[Plan]:
         """Return those plans that nobody would hear of; what they tell is taken note of."""
-        doubtful = [plan for plan in plans if plan.doubtful]
-        if not doubtful:
+        stamps = [plan.stamp for plan in plans if plan.stamp is not None]
+        if not stamps:
             return []
-        await self._onlookers.look()
-        unwanted = [plan for plan in doubtful if not self._onlookers.wanted(self._nodes_of(plan.old, plan.new))]
+        await self._onlookers.settled(max(stamps))
+        unwanted = [plan for plan in plans if plan.stamp is not None and not self._is_wanted(plan, plan.stamp)]
         for plan in unwanted:
             self._skip(plan.kind, plan.flags, plan.old, plan.new)
         return unwanted
 
-    def _plan(self, kind: int, flags: int, old: Place | None, new: Place | None, *, is_overtaken: bool) -> None:
-        wanted = self._onlookers.wanted(self._nodes_of(old, new))
+    def _is_wanted(self, plan: Plan, stamp: int) -> bool | None:
+        return self._onlookers.wanted(self._nodes_of(plan.old, plan.new), stamp)
+
+    def _plan(
+        self, kind: int, flags: int, old: Place | None, new: Place | None, stamp: int, *, is_overtaken: bool
+    ) -> None:
+        wanted = self._onlookers.wanted(self._nodes_of(old, new), stamp)
         if wanted is False or len(self._pending) >= MOST_PENDING:
             self._counts.fell_back += wanted is not False
             self._skip(kind, flags, old, new)
             return
         plan = self._pending.add(kind, flags, old, new)
-        plan.doubtful = wanted is None
+        plan.stamp = stamp if wanted is None else None
         plan.void = is_overtaken or any(place.entry in self._last_on for place in plan.places)
 
-    def _nodes_of(self, *places: Place | None) -> list[Node]:
-        nodes = []
+    def _nodes_of(self, *places: Place | None) -> list[int]:
+        """Return the nodeids that a watch can be on for which a change in these places is an event."""
+        nodeids = []
         for place in places:
             if place is not None:
-                nodes.append(place.directory)
-                nodes += self._table.entries.at(*place.entry)
-        return nodes
+                nodeids.append(place.directory.nodeid)
+                nodeids += [node.nodeid for node in self._table.entries.at(*place.entry)]
+        return nodeids
 
     def _skip(self, kind: int, flags: int, old: Place | None, new: Place | None) -> None:
         """Take note of a change that nobody watches: the name is not what the kernel was told any more."""

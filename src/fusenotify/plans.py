@@ -45,13 +45,13 @@ class Plan:
         subject: the node that it is about, as soon as that is decided.
         other: the node that a rename replaces, or that goes the other way.
         decided: whether these two have been looked for.
-        doubtful: whether anybody watches is still to be found out.
+        stamp: when it was told, as long as whether anybody watches is still to be found out; else None.
         void: whether a local operation has overtaken it.
         made: whether the request that raises the event was answered.
     """
 
     __slots__ = (
-        "decided", "doubtful", "file_type", "flags", "kind", "made", "new", "number", "old", "other", "subject", "void",
+        "decided", "file_type", "flags", "kind", "made", "new", "number", "old", "other", "stamp", "subject", "void",
     )  # fmt: skip
 
     def __init__(self, number: int, kind: int, flags: int, old: Place | None, new: Place | None) -> None:
@@ -64,7 +64,7 @@ class Plan:
         self.subject: Node | None = None
         self.other: Node | None = None
         self.decided = False
-        self.doubtful = False
+        self.stamp: int | None = None
         self.void = False
         self.made = False
 

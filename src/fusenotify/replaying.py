@@ -14,6 +14,7 @@ import trio
 from fusenotify import _linux, events, replayer
 from fusenotify.events import IS_DIR
 from fusenotify.mountinfo import FS_TYPE, mount_at, read_mounts
+from fusenotify.onlookers import Onlookers
 from fusenotify.planning import Planner
 from fusenotify.plans import Place, Plan
 from fusenotify.replay import Replay
@@ -135,8 +136,11 @@ class _Cover:
 class Replaying:
     """Native delivery on one mount, for as long as it is there to be seen."""
 
-    def __init__(self, planner: Planner, replay: Replay, counts: Replays, mountpoint: str) -> None:
+    def __init__(
+        self, planner: Planner, onlookers: Onlookers, replay: Replay, counts: Replays, mountpoint: str
+    ) -> None:
         self._planner = planner
+        self._onlookers = onlookers
         self._replay = replay
         self._counts = counts
         self._mountpoint = mountpoint
@@ -164,6 +168,7 @@ class Replaying:
                 self._replay.is_covered = _Cover(mount.device, more_changes).is_there
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._carry_out, root_fd, nursery)
+                    nursery.start_soon(self._onlookers.run, mount.device)
                     while any(one.device == mount.device for one in read_mounts()):
                         await trio.lowlevel.wait_readable(changes.fileno())
                     nursery.cancel_scope.cancel()

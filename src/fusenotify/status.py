@@ -100,6 +100,7 @@ class Status(msgspec.Struct):
         dropped: how many events found no room in a queue of a group that is still open.
         queues: the groups that have most to read, at most MOST_QUEUES.
         latency: how long events took on their way.
+        native_reason: to whom changes are delivered natively, and why.
     """
 
     pid: int
@@ -123,3 +124,4 @@ class Status(msgspec.Struct):
     queues: list[QueueStatus] = []
     latency: Latency = msgspec.field(default_factory=Latency)
     watcher_reason: str = ""
+    native_reason: str = ""
