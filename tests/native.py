@@ -3,6 +3,7 @@
 import contextlib
 import os
 import select
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +38,7 @@ onlookers.Onlookers.__init__ = lambda self, native, left_out: _begin(self, nativ
 
 
 class Heard(NamedTuple):
-    """An event: what was watched (by its path when the watch was set), its kinds, name, and which pair it is half of."""
+    """An event: what is watched (by its path when the watch was set), its kinds and name, which pair it is half of."""
 
     watch: str
     kinds: str
@@ -94,6 +95,13 @@ class Program:
             assert self._poll.poll(PATIENCE * 1000), f"{watch}/{name} was not heard of, but {list(map(str, heard))}"
             self._unread = list(self._read())
 
+    def drain(self, seconds: float) -> None:
+        """Read for so long, and forget it."""
+        deadline = time.monotonic() + seconds
+        while (rest := deadline - time.monotonic()) > 0:
+            if self._poll.poll(rest * 1000):
+                self._inotify.read(timeout=0)
+
     def _read(self) -> Iterator[Heard]:
         for event in self._inotify.read(timeout=0):
             kinds = "|".join(flag.name or "" for flag in flags.from_mask(event.mask))
@@ -109,12 +117,17 @@ class Program:
 
 
 class Barrier:
-    """Tells when everything that has happened on the backing tree so far was replayed: replays are made in order."""
+    """Tells when everything that has happened on the backing tree so far was replayed: replays are made in order.
+
+    Attributes:
+        last: the name that came last.
+    """
 
     def __init__(self, source: Path, program: Program) -> None:
         self._place = source / MARKERS
         self._program = program
         self._count = 0
+        self.last = ""
         self._place.mkdir(exist_ok=True)
         program.watch(MARKERS, flags.CREATE)
         self.heard()
@@ -122,8 +135,9 @@ class Barrier:
     def heard(self) -> list[Heard]:
         """Wait for it, and return what the program has heard since the last time."""
         self._count += 1
-        os.mknod(self._place / str(self._count))
-        return self._program.until(MARKERS, str(self._count))
+        self.last = f"{id(self)}-{self._count}"
+        os.mknod(self._place / self.last)
+        return self._program.until(MARKERS, self.last)
 
 
 def merged(heard: list[Heard]) -> list[str]:
