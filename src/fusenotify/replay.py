@@ -82,6 +82,12 @@ class Replay:
         """Take note that a process has ended, so that its number may be another one's."""
         self.pids.discard(pid)
 
+    @property
+    def directories(self) -> list[Node]:
+        """The directories that the plan is about that is being carried out."""
+        plan = self._handed_out.get(self._executing())
+        return [place.directory for place in plan.places] if plan is not None else []
+
     def answer(self, request: str, *args: Any) -> Any:
         """Return the answer to a request of a replayer; its arguments are those of the handler, the context last.
 

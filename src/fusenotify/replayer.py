@@ -144,9 +144,7 @@ class Progress:
 
     def clear(self) -> None:
         """Prepare for a new message."""
-        self.begin(0)
-        for index in range(MOST_ORDERS):
-            self.end(index, _UNKNOWN)
+        self._memory[:] = _NUMBER.pack(0) + _ERROR.pack(_UNKNOWN) * MOST_ORDERS
 
     def close(self) -> None:
         """Unmap it."""
