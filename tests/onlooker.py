@@ -72,11 +72,16 @@ def onlooking(mount: Mount) -> Iterator[Onlooker]:
 def tree_of(root: Path) -> dict[str, tuple[object, ...]]:
     """Return everything that can be seen of a tree, but for the times of reading."""
     seen: dict[str, tuple[object, ...]] = {}
-    for directory, names, files in os.walk(root):
-        for name in (".", *names, *files):
+    for directory, _, files in os.walk(root):
+        for name in (".", *files):
             path = Path(directory, name)
             status = path.lstat()
             what = (status.st_ino, status.st_mode, status.st_nlink, status.st_uid, status.st_gid, status.st_size)
             content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
-            seen[str(path.relative_to(root))] = (*what, status.st_mtime_ns, status.st_ctime_ns, content)
+            seen[os.path.join(os.path.relpath(directory, root), name)] = (
+                *what,
+                status.st_mtime_ns,
+                status.st_ctime_ns,
+                content,
+            )
     return seen

@@ -23,6 +23,14 @@ _FD = -100  # AT_FDCWD
 
 
 @pytest.fixture
+def mount(directory: Path) -> Iterator[Mount]:
+    """A mounted, empty backing tree, whose daemon is patient with a replayer that is halted."""
+    with patched(directory, "from fusenotify import replaying\nreplaying.STUCK_AFTER = 60") as mount:
+        yield mount
+    assert "Traceback" not in mount.log, mount.log
+
+
+@pytest.fixture
 def onlooker(mount: Mount) -> Iterator[Onlooker]:
     """A program that watches the root of the mount."""
     with onlooking(mount) as one:
@@ -45,7 +53,7 @@ def replayer_of(mount: Mount) -> int:
 
 @contextlib.contextmanager
 def halted(pid: int) -> Iterator[None]:
-    """Keep a process from doing anything; shorter than it takes to be taken for stuck."""
+    """Keep a process from doing anything."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -338,19 +346,18 @@ def test_nothing_behind_the_mount_changes_by_a_replay(mount: Mount, onlooker: On
                     (place / f"gone{number}").rmdir()
                 if number % 5 == 0:
                     (place / f"link{number}").hardlink_to(path if number % 2 == 0 else place / f"renamed{number}")
-        before = tree_of(mount.source / "d"), {name: tree_of(mount.source)[name] for name in os.listdir(mount.source)}
-        del before[1]["onlooker-end"]
-    events = onlooker.events()
-    assert len(events) > 500
-    assert tree_of(mount.source / "d") == before[0]
+        before = tree_of(mount.source)
+    assert len(onlooker.events()) > 500
     after = tree_of(mount.source)
-    assert {name: after[name] for name in before[1]} == before[1]
+    for tree in before, after:
+        del tree["onlooker-end/."]
+    assert {path: after[path] for path in before} == before
 
 
 def test_nobody_else_is_taken_for_a_replayer(mount: Mount, onlooker: Onlooker) -> None:
     onlooker.events()
-    outside = Path(f"/proc/{replayer_of(mount)}/cmdline").read_bytes().split(b"\0")[-2]
-    assert outside.startswith(b".fusenotify-")
+    words = Path(f"/proc/{replayer_of(mount)}/cmdline").read_bytes().split(b"\0")
+    (outside,) = [word for word in words if word.startswith(b".fusenotify-")]
     assert not (mount.mountpoint / os.fsdecode(outside)).exists()
     with storm(mount.source):
         for number in range(100):
@@ -361,6 +368,24 @@ def test_nobody_else_is_taken_for_a_replayer(mount: Mount, onlooker: Onlooker) -
                 os.mknod(path)
             path.unlink()
             assert not (mount.source / path.name).exists()
+
+
+def test_directories_are_walked_to_where_handles_cannot_be_opened(directory: Path) -> None:
+    patch = "from fusenotify import mounting, replaying\nfor one in mounting, replaying: one.CAP_DAC_READ_SEARCH = 64\n"
+    with patched(directory, patch + "replaying.CAP_SYS_ADMIN = 64") as mount, onlooking(mount) as onlooker:
+        (mount.source / "a" / "b").mkdir(parents=True)
+        onlooker.watch(".", "a", "a/b")
+        onlooker.events()
+        (mount.source / "a" / "b" / "file").touch()
+        (mount.source / "a" / "b" / "file").rename(mount.source / "a" / "file")
+        (mount.source / "a").rename(mount.source / "c")
+        assert onlooker.events() == [
+            "a/b: CREATE file", "a/b: CLOSE_WRITE file", "a/b: MOVED_FROM file", "a: MOVED_TO file",
+            ".: MOVED_FROM|ISDIR a", ".: MOVED_TO|ISDIR c", "a: MOVE_SELF",
+        ]  # fmt: skip
+        (mount.source / "c" / "b").rmdir()
+        assert onlooker.events() == ["a/b: DELETE_SELF", "a/b: IGNORED", "a: DELETE|ISDIR b"]
+        _linux.umount2(os.fsencode(mount.mountpoint), 0)  # not busy
 
 
 # --- the end, and what goes wrong -----------------------------------------------------------------------------------

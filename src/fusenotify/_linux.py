@@ -92,6 +92,15 @@ def name_to_handle_at(dir_fd: int, name: bytes, flags: int = 0) -> tuple[int, by
     return handle.handle_type, ctypes.string_at(handle.f_handle, handle.handle_bytes)
 
 
+def mount_number_of(fd: int) -> int:
+    """Return the number of the mount that a descriptor was opened on, of a filesystem that has handles."""
+    handle = _FileHandle(handle_bytes=MAX_HANDLE_SZ)
+    mount_id = ctypes.c_int()
+    if _libc.name_to_handle_at(fd, b"", ctypes.byref(handle), ctypes.byref(mount_id), AT_EMPTY_PATH) != 0:
+        _raise_errno()
+    return mount_id.value
+
+
 def open_by_handle_at(mount_fd: int, handle_type: int, handle_bytes: bytes, flags: int) -> int:
     """Open the object that a handle names on the filesystem of `mount_fd`; needs CAP_DAC_READ_SEARCH.
 

@@ -45,7 +45,7 @@ def answering(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corou
     async def answer(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             if tells_caller and args[-1].pid in args[0].replay.pids:  # type: ignore[attr-defined]
-                return args[0].replay.answer(handler.__name__, *args[1:])  # type: ignore[attr-defined,no-any-return]
+                return await args[0].answer_replayer(handler.__name__, *args[1:])  # type: ignore[attr-defined,no-any-return]
             return await handler(*args, **kwargs)
         except FUSEError:
             raise
@@ -90,6 +90,12 @@ class Operations(pyfuse3.Operations):
         self._loop = loop
         self._changes = changes
         self._filesystems = filesystems
+
+    async def answer_replayer(self, request: str, *args: object) -> object:
+        """Answer a request of a process that does on the mount what was done behind it."""
+        for directory in self.replay.directories if self._filesystems.distant else ():
+            await self._await_answer(directory.key.device)
+        return self.replay.answer(request, *args)
 
     async def _change(self, nodeid: int, function: Callable[..., T], *args: object) -> T:
         """Make a change of a node, or of what is in it, by a function whose first argument that node is."""

@@ -37,6 +37,7 @@ class Planner:
     """Follows what is told, and what is done through the mount.
 
     Attributes:
+        is_on: whether plans are carried out at all.
         on_plan: called when there is something to replay.
     """
 
@@ -56,6 +57,7 @@ class Planner:
         self._onlookers = onlookers
         self._position = position
         self._counts = counts
+        self.is_on = False
         self.on_plan: Callable[[], None] = lambda: None
         # Local operations on names that have not been told: whatever is told before them is older than they are.
         self._untold: deque[tuple[Entry, LocalOperation]] = deque()
@@ -125,7 +127,7 @@ class Planner:
     def _plan(
         self, kind: int, flags: int, old: Place | None, new: Place | None, stamp: int, *, is_overtaken: bool
     ) -> None:
-        wanted = self._onlookers.wanted(self._nodes_of(old, new), stamp)
+        wanted = self.is_on and self._onlookers.wanted(self._nodes_of(old, new), stamp)
         if wanted is False or len(self._pending) >= MOST_PENDING:
             self._counts.fell_back += wanted is not False
             self._skip(kind, flags, old, new)

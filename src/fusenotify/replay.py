@@ -26,6 +26,7 @@ from fusenotify.plans import Pending, Place, Plan
 from fusenotify.references import stale
 from fusenotify.status import Replays
 
+_DEEPEST: Final = 64  # directories that are walked to
 REPLAYED_FH: Final = FIRST_VIRTUAL - 1  # what a replayer has open; no descriptor has that number
 
 
@@ -34,12 +35,14 @@ class Replay:
 
     Attributes:
         pids: the processes whose requests are answered here, and never by the operations they look like.
+        walks: whether replayers walk to directories, for want of the right to open handles.
         outside: the name in the root of the directory that stands for everything outside of the tree.
         is_covered: whether something is mounted on what is below the mount.
     """
 
-    def __init__(self, nodes: Nodes, pending: Pending, counts: Replays) -> None:
+    def __init__(self, nodes: Nodes, pending: Pending, counts: Replays, *, walks: bool) -> None:
         self.pids: set[int] = set()
+        self.walks = walks
         self.is_covered: Callable[[], bool] = lambda: False
         self.outside = b".fusenotify-" + secrets.token_hex(16).encode()
         self._nodes = nodes
@@ -79,17 +82,29 @@ class Replay:
         """Take note that a process has ended, so that its number may be another one's."""
         self.pids.discard(pid)
 
+    @property
+    def directories(self) -> list[Node]:
+        """The directories that the plan is about that is being carried out."""
+        plan = self._handed_out.get(self._executing())
+        return [place.directory for place in plan.places] if plan is not None else []
+
     def answer(self, request: str, *args: Any) -> Any:
         """Return the answer to a request of a replayer; its arguments are those of the handler, the context last.
 
         Raises:
-            OSError: ESTALE, when it belongs to no plan that still fits.
+            OSError: ESTALE, when it belongs to no plan that still fits. To a lookup that is ENOMEM: after any other
+                error the kernel would drop the name, and unmount what is mounted there.
         """
         plan = self._handed_out.get(self._executing()) if args[-1].pid == self._pid else None
         answer = self._answers.get(request)
-        if plan is None or plan.void or answer is None:
-            raise stale()
-        return answer(plan, *args[:-1])
+        try:
+            if plan is None or plan.void or answer is None:
+                raise stale()
+            return answer(plan, *args[:-1])
+        except OSError as error:
+            if request == "lookup" and error.errno != errno.ENOENT:
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
+            raise
 
     # --- what to carry out -------------------------------------------------------------------------------------------
 
@@ -148,6 +163,21 @@ class Replay:
                     return stat.S_IFMT(found.stat.st_mode)
         return stat.S_IFREG
 
+    def way_to(self, directory: Node) -> bytes:
+        """Return what leads from the root to a directory, as the kernel was told of it, for who has to walk there.
+
+        A name that leads astray is found out by the walker.
+        """
+        way: list[bytes] = []
+        while self.walks and directory.entries and len(way) < _DEEPEST:
+            above, name = directory.entries[-1]
+            way.append(name + b"/")
+            parents = self._table.directories(above)
+            if not parents:
+                break
+            directory = parents[-1]
+        return b"".join(reversed(way))
+
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def _lookup(self, plan: Plan, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
@@ -164,6 +194,8 @@ class Replay:
             return self._told(plan, plan.old, plan.subject)
         if _is_at(plan.new, parent, name):
             return self._told(plan, plan.new, plan.other)
+        for node in self._table.entries.at(self._table.get(parent).key, name)[-1:] if self.walks else ():
+            return self._entry(node, 0)  # on the way to a directory, as the kernel knows it
         raise stale()
 
     def _told(self, plan: Plan, place: Place | None, node: Node | None) -> pyfuse3.EntryAttributes:

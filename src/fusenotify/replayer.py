@@ -5,6 +5,7 @@ the mount, from ending when it is killed. It is started without the package arou
 """
 
 import contextlib
+import errno
 import mmap
 import os
 import signal
@@ -32,6 +33,7 @@ _ORDER: Final = struct.Struct("=BIQQIHQIH")
 _NUMBER: Final = struct.Struct("=Q")
 _ERROR: Final = struct.Struct("=i")
 _UNKNOWN: Final = -1
+_LARGEST: Final = 1 << 20  # message in bytes
 _S_IFDIR: Final = 0o040000
 _S_IFLNK: Final = 0o120000
 
@@ -43,11 +45,26 @@ _BEGINNING: Final = (
 
 
 class Name(NamedTuple):
-    """A name in a directory of the mount, which is told by nodeid and generation; nodeid 0 is outside of the tree."""
+    """A name in a directory of the mount.
+
+    Attributes:
+        nodeid, generation: of the directory; nodeid 0 is outside of the tree.
+        path: the name; where directories have to be walked to, behind the way from the root.
+    """
 
     nodeid: int
     generation: int
-    name: bytes
+    path: bytes
+
+    @property
+    def name(self) -> bytes:
+        """The name alone."""
+        return self.path.rpartition(b"/")[2]
+
+    @property
+    def way(self) -> list[bytes]:
+        """The names from the root to the directory."""
+        return self.path.split(b"/")[:-1]
 
 
 class Order(NamedTuple):
@@ -71,8 +88,8 @@ class Order(NamedTuple):
 def packed(order: Order) -> bytes:
     """Return an order as it is sent."""
     name, new = order.name, order.new
-    ends = (name.nodeid, name.generation, len(name.name), new.nodeid, new.generation, len(new.name))
-    return _ORDER.pack(order.what, order.file_type, order.number, *ends) + name.name + new.name
+    ends = (name.nodeid, name.generation, len(name.path), new.nodeid, new.generation, len(new.path))
+    return _ORDER.pack(order.what, order.file_type, order.number, *ends) + name.path + new.path
 
 
 def unpacked(data: bytes) -> list[Order]:
@@ -127,60 +144,130 @@ class Progress:
 
     def clear(self) -> None:
         """Prepare for a new message."""
-        self.begin(0)
-        for index in range(MOST_ORDERS):
-            self.end(index, _UNKNOWN)
+        self._memory[:] = _NUMBER.pack(0) + _ERROR.pack(_UNKNOWN) * MOST_ORDERS
 
     def close(self) -> None:
         """Unmap it."""
         self._memory.close()
 
 
-def command(root_fd: int, channel_fd: int, progress_fd: int, outside: bytes) -> list[str]:
+def command(root: "Root", channel_fd: int, progress_fd: int, outside: bytes, *, walks: bool) -> list[str]:
     """Return the command that starts a replayer.
 
     Args:
-        root_fd: the root of the mount.
+        root: how the root of the mount is reached.
         channel_fd: where orders come from, message by message.
         progress_fd: of `Progress`.
         outside: the name in the root of the directory that stands for everything outside of the tree.
+        walks: whether directories are walked to, for want of CAP_DAC_READ_SEARCH.
     """
-    numbers = [str(number) for number in (os.getpid(), root_fd, channel_fd, progress_fd)]
-    return [sys.executable, "-I", "-S", "-c", _BEGINNING, os.path.dirname(__file__), *numbers, os.fsdecode(outside)]
+    place = (str(root.fd), "") if isinstance(root, Clone) else (str(root.mount_id), root.mountpoint)
+    words = (str(os.getpid()), str(channel_fd), str(progress_fd), os.fsdecode(outside), *place, "walks" * walks)
+    return [sys.executable, "-I", "-S", "-c", _BEGINNING, os.path.dirname(__file__), *words]
 
 
-def main(parent: str, root: str, channel: str, progress: str, outside: str) -> None:
+def main(parent: str, channel: str, progress: str, outside: str, root: str, mountpoint: str, walks: str) -> None:
     """Carry out orders until there is nobody to give them."""
     for ours in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # to the daemon's process group: it says when to end
         signal.signal(ours, signal.SIG_IGN)
     _linux.die_with_parent(signal.SIGKILL)
     if os.getppid() != int(parent):
         return
-    worker = _Worker(int(root), os.fsencode(outside))
+    place = Visible(int(root), mountpoint) if mountpoint else Clone(int(root))
+    worker = _Worker(place, os.fsencode(outside), walks=bool(walks))
     shared = Progress(int(progress))
     with socket.socket(fileno=int(channel)) as orders, contextlib.suppress(ConnectionError):
-        while data := orders.recv(1 << 18):
+        while data := orders.recv(_LARGEST):
             for index, order in enumerate(unpacked(data)):
                 shared.begin(order.number)  # before its first system call: whose requests follow, the daemon sees here
                 shared.end(index, worker.do(order))
+            place.leave()
             shared.begin(0)
             orders.send(b".")
 
 
-class _Worker:
-    def __init__(self, root_fd: int, outside: bytes) -> None:
-        self._root_fd = root_fd
-        self._outside = outside
+class Clone:
+    """A clone of the mount, which is in nobody's way."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
         self._is_there = False
+
+    def enter(self) -> int:
+        """Return a descriptor of the root; this may make a request."""
+        if not self._is_there:
+            # Handles are opened on the mount of the working directory: no other descriptor without an open(2), of which
+            # watchers would hear, does for that.
+            os.fchdir(self.fd)
+            self._is_there = True
+        return self.fd
+
+    def leave(self) -> None:
+        """The clone keeps nothing from being unmounted."""
+
+
+class Visible:
+    """The mount itself, where it cannot be cloned."""
+
+    def __init__(self, mount_id: int, mountpoint: str) -> None:
+        self.mount_id = mount_id
+        self.mountpoint = mountpoint
+        self._fd = -1
+
+    def enter(self) -> int:
+        """Return a descriptor of the root, good until `leave`."""
+        if self._fd < 0:
+            fd = os.open(self.mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+            if _linux.mount_number_of(fd) != self.mount_id:
+                os.close(fd)
+                raise OSError(errno.ESTALE, "something else is mounted there")
+            self._fd = fd
+        return self._fd
+
+    def leave(self) -> None:
+        """Let go of the mount, which could not be unmounted otherwise."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+Root = Clone | Visible
+
+
+def _handle(name: Name) -> tuple[int, bytes]:
+    return _FUSE_HANDLE, _HANDLE.pack(name.nodeid >> 32, name.nodeid & 0xFFFFFFFF, name.generation)
+
+
+def _opened(root_fd: int, name: Name) -> int:
+    """Open a directory by the kernel's handle, which takes no name and, while the kernel knows it, no request."""
+    return _linux.open_by_handle_at(_linux.AT_FDCWD, *_handle(name), os.O_PATH | os.O_DIRECTORY)
+
+
+def _walked_to(root_fd: int, name: Name) -> int:
+    """Walk to a directory and compare it with what it is to be."""
+    fd = os.dup(root_fd)
+    try:
+        for step in name.way:
+            below = os.open(step, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        if _linux.name_to_handle_at(fd, b"", _linux.AT_EMPTY_PATH) != _handle(name):
+            raise OSError(errno.ESTALE, "another directory is there")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class _Worker:
+    def __init__(self, root: Root, outside: bytes, *, walks: bool) -> None:
+        self._root = root
+        self._outside = outside
+        self._open_directory = _walked_to if walks else _opened
 
     def do(self, order: Order) -> int:
         """Carry out an order and return 0, or the errno."""
         try:
-            if not self._is_there:
-                # Handles are opened on the mount of the working directory: no other descriptor without an open(2), of
-                # which watchers would hear, does for that. Being a request, this has to wait for the first order.
-                os.fchdir(self._root_fd)
-                self._is_there = True
             directory = self._open(order.name)
             try:
                 if order.what in (RENAME, EXCHANGE):
@@ -194,12 +281,10 @@ class _Worker:
         return 0
 
     def _open(self, name: Name) -> int:
+        root_fd = self._root.enter()
         if name.nodeid == 0:
-            return os.open(self._outside, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._root_fd)
-        if name.nodeid == _ROOT:
-            return os.dup(self._root_fd)
-        handle = _HANDLE.pack(name.nodeid >> 32, name.nodeid & 0xFFFFFFFF, name.generation)
-        return _linux.open_by_handle_at(_linux.AT_FDCWD, _FUSE_HANDLE, handle, os.O_PATH | os.O_DIRECTORY)
+            return os.open(self._outside, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root_fd)
+        return os.dup(root_fd) if name.nodeid == _ROOT else self._open_directory(root_fd, name)
 
     def _rename(self, order: Order, directory: int) -> None:
         flags = _linux.RENAME_EXCHANGE if order.what == EXCHANGE else 0

@@ -13,12 +13,13 @@ import trio
 
 from fusenotify import _linux, events, replayer
 from fusenotify.events import IS_DIR
-from fusenotify.mountinfo import FS_TYPE, mount_at, read_mounts
+from fusenotify.mountinfo import MountEntry, mount_at, read_mounts
+from fusenotify.mounting import CAP_SYS_ADMIN, has_capability
 from fusenotify.onlookers import Onlookers
 from fusenotify.planning import Planner
 from fusenotify.plans import Place, Plan
 from fusenotify.replay import Replay
-from fusenotify.replayer import MOST_ORDERS, Name, Order, Progress
+from fusenotify.replayer import MOST_ORDERS, Clone, Name, Order, Progress, Root, Visible
 from fusenotify.root import changes_of_mounts
 from fusenotify.status import Replays
 
@@ -45,20 +46,20 @@ class _Stuck(Exception):
 class _Replayer:
     """A running process."""
 
-    def __init__(self, root_fd: int, outside: bytes) -> None:
+    def __init__(self, root: Root, outside: bytes, *, walks: bool) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         progress_fd = Progress.new_fd()
         with theirs:
             try:
                 self.progress = Progress(progress_fd)
-                fds = (root_fd, theirs.fileno(), progress_fd)
+                fds = (theirs.fileno(), progress_fd)
                 # Not in a thread of trio's: it is to die when the thread that starts it does.
                 self._process = subprocess.Popen(
-                    replayer.command(*fds, outside),
+                    replayer.command(root, *fds, outside, walks=walks),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    pass_fds=fds,
+                    pass_fds=(*fds, root.fd) if isinstance(root, Clone) else fds,
                     cwd="/",
                 )
             finally:
@@ -156,29 +157,39 @@ class Replaying:
         From then on there must be nothing of ours that holds the filesystem: it is to end with its last mount.
         """
         mount = mount_at(self._mountpoint, read_mounts())
-        if mount is None or mount.fs_type != FS_TYPE:
+        if mount is None or not mount.is_ours:
+            return  # it has gone already
+        if not has_capability(CAP_SYS_ADMIN):
+            await self._run(mount, Visible(mount.mount_id, self._mountpoint))
             return
         try:
             root_fd = await trio.to_thread.run_sync(_linux.clone_mount, os.fsencode(self._mountpoint))
         except OSError as error:
-            log.warning("programs on the mount hear nothing of changes behind it: %s", error)
+            log.warning("programs on the mount do not hear of changes behind it: the mount cannot be cloned: %s", error)
             return
         try:
-            with changes_of_mounts() as changes, changes_of_mounts() as more_changes:
-                self._replay.is_covered = _Cover(mount.device, more_changes).is_there
+            await self._run(mount, Clone(root_fd))
+        finally:
+            os.close(root_fd)
+
+    async def _run(self, mount: MountEntry, root: Root) -> None:
+        with changes_of_mounts() as changes, changes_of_mounts() as more_changes:
+            self._replay.is_covered = _Cover(mount.device, more_changes).is_there
+            self._planner.is_on = True
+            try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._carry_out, root_fd, nursery)
+                    nursery.start_soon(self._carry_out, root, nursery)
                     nursery.start_soon(self._onlookers.run, mount.device)
                     while any(one.device == mount.device for one in read_mounts()):
                         await trio.lowlevel.wait_readable(changes.fileno())
                     nursery.cancel_scope.cancel()
-        finally:
-            os.close(root_fd)
+            finally:
+                self._planner.is_on = False
 
     def _wake(self) -> None:
         self._work.set()
 
-    async def _carry_out(self, root_fd: int, nursery: trio.Nursery) -> None:
+    async def _carry_out(self, root: Root, nursery: trio.Nursery) -> None:
         try:
             while True:
                 self._work = trio.Event()
@@ -187,24 +198,24 @@ class Replaying:
                         self._replay.drop(unwanted)
                         plans = [plan for plan in plans if plan not in unwanted]
                     if plans:
-                        await self._carry_out_some(plans, root_fd, nursery)
+                        await self._carry_out_some(plans, root, nursery)
                 await self._work.wait()
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _GRACE):
                 await self._end()
 
-    async def _start(self, root_fd: int) -> _Replayer:
+    async def _start(self, root: Root) -> _Replayer:
         while self._burials >= _MOST_STUCK:
             self._buried = trio.Event()
             await self._buried.wait()
-        self._replayer = _Replayer(root_fd, self._replay.outside)
+        self._replayer = _Replayer(root, self._replay.outside, walks=self._replay.walks)
         self._replay.employ(self._replayer.pid, self._replayer.progress.executing)
         return self._replayer
 
-    async def _carry_out_some(self, plans: list[Plan], root_fd: int, nursery: trio.Nursery) -> None:
-        worker = self._replayer or await self._start(root_fd)
+    async def _carry_out_some(self, plans: list[Plan], root: Root, nursery: trio.Nursery) -> None:
+        worker = self._replayer or await self._start(root)
         try:
-            worker.give(b"".join(replayer.packed(_order(plan)) for plan in plans))
+            worker.give(b"".join(replayer.packed(self._order(plan)) for plan in plans))
             await worker.done()
             begun = len(plans)
         except _Stuck:
@@ -234,19 +245,16 @@ class Replaying:
             self._replayer.kill()
             await self._replayer.ended()
 
+    def _order(self, plan: Plan) -> Order:
+        if plan.kind == events.RENAME:
+            what = replayer.EXCHANGE if plan.is_exchange else replayer.RENAME
+        else:
+            what = _WHAT[plan.kind]
+        file_type = plan.file_type or (stat.S_IFDIR if plan.flags & IS_DIR else stat.S_IFREG)
+        outside = Name(0, 0, b"%d" % plan.number)
+        new = self._name(plan.new) if plan.new is not None else outside
+        return Order(what, file_type, plan.number, self._name(plan.old) if plan.old is not None else outside, new)
 
-def _order(plan: Plan) -> Order:
-    if plan.kind == events.RENAME:
-        what = replayer.EXCHANGE if plan.is_exchange else replayer.RENAME
-    else:
-        what = _WHAT[plan.kind]
-    file_type = plan.file_type or (stat.S_IFDIR if plan.flags & IS_DIR else stat.S_IFREG)
-    outside = Name(0, 0, b"%d" % plan.number)
-    new = outside if what in (replayer.RENAME, replayer.EXCHANGE) else Name(0, 0, b"")
-    return Order(what, file_type, plan.number, _name(plan.old) or outside, _name(plan.new) or new)
-
-
-def _name(place: Place | None) -> Name | None:
-    if place is None:
-        return None
-    return Name(place.directory.nodeid, place.directory.generation, place.name)
+    def _name(self, place: Place) -> Name:
+        way = self._replay.way_to(place.directory)
+        return Name(place.directory.nodeid, place.directory.generation, way + place.name)
