@@ -15,7 +15,7 @@ import pytest
 
 from tests import storm
 from tests.compare import assert_same, survey
-from tests.harness import PATIENCE, Mount, mounted, patched, run
+from tests.harness import PATIENCE, Mount, Watch, mounted, patched, run
 from tests.native import LOOKING, MARKERS, Barrier, Program, merged, settle
 from tests.soak import SEED, SOAK, examples
 
@@ -48,13 +48,14 @@ class Worker:
 
 @pytest.mark.timeout(_SECONDS + 120)
 @pytest.mark.parametrize("what", ["names", "all"])
-def test_both_sides_are_busy_on_the_same_names(directory: Path, what: str) -> None:
+def test_both_sides_are_busy_on_the_same_names(directory: Path, what: str, watching: Callable[..., Watch]) -> None:
     with mounted(directory, ["--native", "always"]) as mount, contextlib.closing(Program(mount.mountpoint)) as program:
         for name in ("one", "two"):
             (mount.source / name).mkdir()
         settle(mount)
         for name in (".", "one", "two"):
             program.watch(name)
+        watch = watching("--origin", "remote", mount.mountpoint)
         before = replays(mount)
         behind = Worker(mount.source, SEED, _SECONDS, what)
         on_mount = Worker(mount.mountpoint, SEED + 1, _SECONDS, what)
@@ -63,13 +64,15 @@ def test_both_sides_are_busy_on_the_same_names(directory: Path, what: str) -> No
         settle(mount)
         assert errors <= _NATURAL
         assert_same(survey(mount.mountpoint, times=True), survey(mount.source, times=True))
+        (mount.source / "end").touch()
+        told = len(watch.until("end")) - 1
         after = replays(mount)
-        told = sum(after[name] - before[name] for name in ("delivered", "fell_back"))
-        # Of each change of a name comes one event; of what is done to a file there may be one more where it is in doubt
-        # who did it. To settle is a change as well.
-        assert told == changes + 1 if what == "names" else told > changes
-        assert after["delivered"] - before["delivered"] > changes // 2
-        assert after["stuck"] == 0
+        replayed, fell_back, stuck = (after[name] - before[name] for name in ("delivered", "fell_back", "stuck"))
+        assert replayed > changes / 10
+        assert stuck == 0
+        if what == "names":  # else equal events that are unread are told to the watch as one
+            assert replayed + fell_back in range(told, told + 3)  # the last file's own may be among them
+            assert told > changes
 
 
 class RandomChanges:
@@ -78,12 +81,13 @@ class RandomChanges:
     def __init__(self, source: Path, seed: int) -> None:
         self._source = source
         self._random = random.Random(seed)
+        self._moves = 0
         self.directories = [f"d{number}" for number in range(4)]
         for name in self.directories:
             (source / name).mkdir()
 
     def make(self, count: int) -> None:
-        changes = [self._create, self._write, self._change_mode, self._rename, self._delete, self._swap]
+        changes = [self._create, self._write, self._change_mode, self._rename, self._delete, self._move]
         while count:
             with contextlib.suppress(FileNotFoundError):
                 self._random.choices(changes, [4, 4, 2, 4, 3, 0.2])[0]()
@@ -110,12 +114,13 @@ class RandomChanges:
     def _delete(self) -> None:
         self._path().unlink()
 
-    def _swap(self) -> None:
-        """Give two directories each other's names, by way of a third one."""
-        one, two = (self._source / name for name in self._random.sample(self.directories, 2))
-        one.rename(self._source / "third")
-        two.rename(one)
-        (self._source / "third").rename(two)
+    def _move(self) -> None:
+        """Give a directory a name that none has had."""
+        index = self._random.randrange(len(self.directories))
+        self._moves += 1
+        old, new = self.directories[index], f"d{index}-{self._moves}"
+        (self._source / old).rename(self._source / new)
+        self.directories[index] = new
 
 
 @pytest.fixture(params=["always", "auto"])
