@@ -449,6 +449,7 @@ def test_status(mount: Mount, watching: Start) -> None:
         assert (code, err) == (0, "")
         state = json.loads(out)
         assert {name: state[name] for name in wanted} == wanted
+        assert {"delivered", "fell_back"} <= set(state["replays"])
         assert re.fullmatch(r"c:[0-9a-f]+:\d+", state["cursor"])
     code, out, err = outcome("status", mount.mountpoint)
     assert (code, err) == (0, "")

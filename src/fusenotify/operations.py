@@ -11,7 +11,7 @@ import logging
 import os
 import select
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, NoReturn, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar, cast
 
 import pyfuse3
 import trio
@@ -37,16 +37,18 @@ _LISTING_PATIENCE: Final = 0.2  # seconds that a filesystem gets to answer befor
 _ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
 
-def answering(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+def answering(
+    handler: Callable[Concatenate["Operations", P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Operations", P], Coroutine[Any, Any, T]]:
     """Turn whatever a handler raises into the errno that its caller gets, and have replayers answered by `replay`."""
     tells_caller = list(inspect.signature(handler).parameters)[-1] == "ctx"
 
     @functools.wraps(handler)
-    async def answer(*args: P.args, **kwargs: P.kwargs) -> T:
+    async def answer(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            if tells_caller and args[-1].pid in args[0].replay.pids:  # type: ignore[attr-defined]
-                return await args[0].answer_replayer(handler.__name__, *args[1:])  # type: ignore[attr-defined,no-any-return]
-            return await handler(*args, **kwargs)
+            if tells_caller and cast(Context, args[-1]).pid in self.replay.pids:
+                return cast(T, await self.answer_replayer(handler.__name__, *args))
+            return await handler(self, *args, **kwargs)
         except FUSEError:
             raise
         except OSError as error:
