@@ -1,6 +1,7 @@
 """An ordinary inotify program, as it might watch either side of a mount."""
 
 import contextlib
+import itertools
 import os
 import select
 import time
@@ -26,6 +27,7 @@ KINDS = (
 )
 _MERGING = flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE  # adjacent identical ones may be told as one
 MARKERS = ".markers"
+_numbers = itertools.count()
 
 # Run before the daemon: on machines that have a process which nobody may look at (the init of some virtual machines),
 # it shall be no reason to take everything for watched.
@@ -126,7 +128,6 @@ class Barrier:
     def __init__(self, source: Path, program: Program) -> None:
         self._place = source / MARKERS
         self._program = program
-        self._count = 0
         self.last = ""
         self._place.mkdir(exist_ok=True)
         program.watch(MARKERS, flags.CREATE)
@@ -134,8 +135,7 @@ class Barrier:
 
     def heard(self) -> list[Heard]:
         """Wait for it, and return what the program has heard since the last time."""
-        self._count += 1
-        self.last = f"{id(self)}-{self._count}"
+        self.last = str(next(_numbers))
         os.mknod(self._place / self.last)
         return self._program.until(MARKERS, self.last)
 

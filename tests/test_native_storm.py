@@ -25,7 +25,7 @@ _NATURAL = {"ENOENT", "EEXIST", "ENOTDIR", "EISDIR", "ENOTEMPTY", "ELOOP", "EPER
 
 
 def replays(mount: Mount) -> dict[str, int]:
-    done = run("status", "--json", mount.mountpoint)
+    done = run("status", "--json", f"unix:{mount.socket}")
     assert done.returncode == 0, done.stderr
     told: dict[str, int] = json.loads(done.stdout)["replays"]
     return told

@@ -206,6 +206,8 @@ class Replay:
             raise stale()  # the kernel would unmount what is mounted there
         if node is None:
             raise _no_entry()
+        if plan.kind == events.CLOSE_WRITE and node.file_type != stat.S_IFREG:
+            raise stale()  # the kernel opens a FIFO without asking us, and its readers would take that for a writer
         is_removed = plan.kind == events.DELETE or (node is plan.other and not plan.is_exchange)
         return self._entry(node, is_removed)
 
