@@ -62,8 +62,7 @@ class Daemon:
         self._files = Files(self._nodes, recorder, rights, export.filesystems)
         stack.callback(self._files.close)
         pending = Pending()
-        walks = not mounting.has_capability(mounting.CAP_DAC_READ_SEARCH)
-        self._replay = Replay(self._nodes, pending, export.replays, walks=walks)
+        self._replay = Replay(self._nodes, pending, export.replays)
         self._planner = Planner(export.table, export.tree, pending, Everybody(), lambda: export.told_to, export.replays)
         self._replaying = Replaying(self._planner, self._replay, export.replays, self._mountpoint)
         if native != "off":
