@@ -16,6 +16,7 @@ class Named(Protocol):
     """What has names; it keeps the list of them itself."""
 
     entries: tuple[Entry, ...]
+    is_dir: bool
 
 
 N = TypeVar("N", bound=Named)
@@ -36,8 +37,10 @@ class Entries(Generic[N]):
         return self._nodes.get((directory, name), ())
 
     def put(self, node: N, directory: InodeKey, name: bytes) -> None:
-        """Take note that the kernel is told that a name stands for a node."""
+        """Take note that the kernel is told that a name stands for a node; a directory has no other then."""
         entry = (directory, name)
+        if node.is_dir and node.entries and node.entries != (entry,):
+            self.drop(node)
         nodes = self._nodes.setdefault(entry, [])
         if nodes and nodes[-1] is node:
             return

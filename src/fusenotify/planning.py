@@ -181,7 +181,7 @@ class Planner:
             directories[above] = self._tree.find(above)
         directory = directories[above]
         node = self._node_of(directory) if directory is not None else None
-        return Place(node, name) if node is not None else None
+        return Place(node, name, above) if node is not None else None
 
     def _node_of(self, directory: Directory) -> Node | None:
         """Return the node of a directory, None while the kernel holds none."""

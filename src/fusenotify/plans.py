@@ -21,10 +21,16 @@ _MERGED: Final = events.MODIFY | events.ATTRIB
 
 
 class Place(NamedTuple):
-    """A name in a directory that the kernel holds."""
+    """A name in a directory that the kernel holds.
+
+    Attributes:
+        directory, name: both.
+        way: the path of the directory at its place in the stream, empty for the root.
+    """
 
     directory: Node
     name: bytes
+    way: bytes = b""
 
     @property
     def entry(self) -> Entry:
@@ -48,10 +54,12 @@ class Plan:
         stamp: when it was told, as long as whether anybody watches is still to be found out; else None.
         void: whether a local operation has overtaken it.
         made: whether the request that raises the event was answered.
+        paved: directories on the way that the kernel had forgotten, and that are kept for it.
     """
 
     __slots__ = (
-        "decided", "file_type", "flags", "kind", "made", "new", "number", "old", "other", "stamp", "subject", "void",
+        "decided", "file_type", "flags", "kind", "made", "new",
+        "number", "old", "other", "paved", "stamp", "subject", "void",
     )  # fmt: skip
 
     def __init__(self, number: int, kind: int, flags: int, old: Place | None, new: Place | None) -> None:
@@ -67,6 +75,7 @@ class Plan:
         self.stamp: int | None = None
         self.void = False
         self.made = False
+        self.paved: list[Node] = []
 
     @property
     def places(self) -> Iterator[Place]:

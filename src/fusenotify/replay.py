@@ -26,7 +26,7 @@ from fusenotify.plans import Pending, Place, Plan
 from fusenotify.references import stale
 from fusenotify.status import Replays
 
-_DEEPEST: Final = 64  # directories that are walked to
+_DEEPEST: Final = 4096  # directories above one another
 REPLAYED_FH: Final = FIRST_VIRTUAL - 1  # what a replayer has open; no descriptor has that number
 
 
@@ -35,14 +35,12 @@ class Replay:
 
     Attributes:
         pids: the processes whose requests are answered here, and never by the operations they look like.
-        walks: whether replayers walk to directories, for want of the right to open handles.
         outside: the name in the root of the directory that stands for everything outside of the tree.
         is_covered: whether something is mounted on what is below the mount.
     """
 
-    def __init__(self, nodes: Nodes, pending: Pending, counts: Replays, *, walks: bool) -> None:
+    def __init__(self, nodes: Nodes, pending: Pending, counts: Replays) -> None:
         self.pids: set[int] = set()
-        self.walks = walks
         self.is_covered: Callable[[], bool] = lambda: False
         self.outside = b".fusenotify-" + secrets.token_hex(16).encode()
         self._nodes = nodes
@@ -151,7 +149,7 @@ class Replay:
     def _forget(self, plan: Plan) -> None:
         self._pending.finish(plan)
         pinned = [place.directory for place in plan.places]
-        pinned += [node for node in (plan.subject, plan.other) if node is not None]
+        pinned += [node for node in (plan.subject, plan.other, *plan.paved) if node is not None]
         self._nodes.forget([(node.nodeid, 1) for node in pinned])
 
     def _type_to_make(self, plan: Plan, place: Place) -> int:
@@ -163,28 +161,52 @@ class Replay:
                     return stat.S_IFMT(found.stat.st_mode)
         return stat.S_IFREG
 
-    def way_to(self, directory: Node) -> bytes:
-        """Return what leads from the root to a directory, as the kernel was told of it, for who has to walk there.
+    def way_to(self, plan: Plan, place: Place) -> bytes:
+        """Return the path by which the replayer reaches a directory: the names that the kernel knows.
 
-        A name that leads astray is found out by the walker.
+        The kernel keeps no name that nobody uses, and forgets the directories above one that is only watched. For what
+        is missing the way is that of the event's place in the stream, and what is there, or a ghost, is put up.
         """
         way: list[bytes] = []
-        while self.walks and directory.entries and len(way) < _DEEPEST:
-            above, name = directory.entries[-1]
-            way.append(name + b"/")
+        directory = place.directory
+        while directory.entries and len(way) < _DEEPEST:
+            above, name = directory.entries[0]
+            way.append(name)
             parents = self._table.directories(above)
             if not parents:
                 break
             directory = parents[-1]
-        return b"".join(reversed(way))
+        if directory.nodeid == ROOT_NODEID:
+            return b"/".join(reversed(way))
+        self._pave(plan, place)
+        return place.way
+
+    def _pave(self, plan: Plan, place: Place) -> None:
+        """Put up what the way to a directory lacks."""
+        directory = self._table.get(ROOT_NODEID)
+        names = place.way.split(b"/")
+        for name in names[:-1]:
+            step = Place(directory, name)
+            directory = self._directory_at(step) or self._new_ghost(IS_DIR)
+            self._table.entries.put(directory, *step.entry)
+            plan.paved.append(directory)
+        self._table.entries.put(place.directory, directory.key, names[-1])
+
+    def _directory_at(self, place: Place) -> Node | None:
+        """Return the directory that a name stands for, kept for who asks."""
+        for node in self._table.entries.at(*place.entry)[-1:]:
+            if node.is_dir:
+                return self._pinned(node)
+        with self._found(place) as found:
+            if found is None or not stat.S_ISDIR(found.stat.st_mode):
+                return None
+            return self._nodes.remember(place.directory, place.name, found)
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def _lookup(self, plan: Plan, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
         if parent == ROOT_NODEID and name == self.outside:
             return self._entry(self._outside, 1)
-        if name == b"..":  # the kernel finds out where a directory is that it was given a handle of
-            return self._nodes.lookup(parent, name)
         self._decide(plan)
         if parent == self._outside.nodeid:
             if plan.old is None and plan.subject is not None:
@@ -194,8 +216,8 @@ class Replay:
             return self._told(plan, plan.old, plan.subject)
         if _is_at(plan.new, parent, name):
             return self._told(plan, plan.new, plan.other)
-        for node in self._table.entries.at(self._table.get(parent).key, name)[-1:] if self.walks else ():
-            return self._entry(node, 0)  # on the way to a directory, as the kernel knows it
+        for node in self._table.entries.at(self._table.get(parent).key, name)[-1:]:
+            return self._entry(node, 0)  # on the way to a directory
         raise stale()
 
     def _told(self, plan: Plan, place: Place | None, node: Node | None) -> pyfuse3.EntryAttributes:
@@ -375,6 +397,7 @@ class Replay:
         return ghost
 
     def _pinned(self, node: Node | None) -> Node | None:
+        """Keep a node for the plan that is about it."""
         if node is not None:
             node.lookups += 1
         return node

@@ -4,7 +4,6 @@ It is a process of its own so that our answers are waited for by nobody in the d
 the mount, from ending when it is killed. It is started without the package around it, and imports nearly nothing.
 """
 
-import contextlib
 import errno
 import mmap
 import os
@@ -12,6 +11,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from fusenotify import _linux
@@ -26,14 +26,15 @@ CLOSE_WRITE: Final = 7
 
 MOST_ORDERS: Final = 64  # at a time
 _ROOT: Final = 1  # the nodeid
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _FUSE_HANDLE: Final = 0x81  # nodeid (upper and lower half) and generation
 _HANDLE: Final = struct.Struct("=3I")
 # What to do, file type, number; twice: nodeid of a directory (0: outside of the tree), generation, length of the name.
-_ORDER: Final = struct.Struct("=BIQQIHQIH")
+_ORDER: Final = struct.Struct("=BIQQIIQII")
+_LENGTH: Final = struct.Struct("=I")  # of a message
 _NUMBER: Final = struct.Struct("=Q")
 _ERROR: Final = struct.Struct("=i")
 _UNKNOWN: Final = -1
-_LARGEST: Final = 1 << 20  # message in bytes
 _S_IFDIR: Final = 0o040000
 _S_IFLNK: Final = 0o120000
 
@@ -49,7 +50,7 @@ class Name(NamedTuple):
 
     Attributes:
         nodeid, generation: of the directory; nodeid 0 is outside of the tree.
-        path: the name; where directories have to be walked to, behind the way from the root.
+        path: from the root: the way to the directory, and the name.
     """
 
     nodeid: int
@@ -85,16 +86,20 @@ class Order(NamedTuple):
     new: Name
 
 
-def packed(order: Order) -> bytes:
-    """Return an order as it is sent."""
+def message(orders: Sequence[Order]) -> bytes:
+    """Return orders as they are sent."""
+    data = b"".join(map(_packed, orders))
+    return _LENGTH.pack(len(data)) + data
+
+
+def _packed(order: Order) -> bytes:
     name, new = order.name, order.new
     ends = (name.nodeid, name.generation, len(name.path), new.nodeid, new.generation, len(new.path))
     return _ORDER.pack(order.what, order.file_type, order.number, *ends) + name.path + new.path
 
 
-def unpacked(data: bytes) -> list[Order]:
-    """Return the orders of a message."""
-    orders, at = [], 0
+def _unpacked(data: bytes) -> Iterator[Order]:
+    at = 0
     while at < len(data):
         what, file_type, number, nodeid, generation, length, new_nodeid, new_generation, new_length = (
             _ORDER.unpack_from(data, at)
@@ -102,9 +107,8 @@ def unpacked(data: bytes) -> list[Order]:
         at += _ORDER.size
         middle, end = at + length, at + length + new_length
         name = Name(nodeid, generation, data[at:middle])
-        orders.append(Order(what, file_type, number, name, Name(new_nodeid, new_generation, data[middle:end])))
+        yield Order(what, file_type, number, name, Name(new_nodeid, new_generation, data[middle:end]))
         at = end
-    return orders
 
 
 class Progress:
@@ -151,7 +155,7 @@ class Progress:
         self._memory.close()
 
 
-def command(root: "Root", channel_fd: int, progress_fd: int, outside: bytes, *, walks: bool) -> list[str]:
+def command(root: "Root", channel_fd: int, progress_fd: int, outside: bytes) -> list[str]:
     """Return the command that starts a replayer.
 
     Args:
@@ -159,14 +163,13 @@ def command(root: "Root", channel_fd: int, progress_fd: int, outside: bytes, *, 
         channel_fd: where orders come from, message by message.
         progress_fd: of `Progress`.
         outside: the name in the root of the directory that stands for everything outside of the tree.
-        walks: whether directories are walked to, for want of CAP_DAC_READ_SEARCH.
     """
     place = (str(root.fd), "") if isinstance(root, Clone) else (str(root.mount_id), root.mountpoint)
-    words = (str(os.getpid()), str(channel_fd), str(progress_fd), os.fsdecode(outside), *place, "walks" * walks)
+    words = (str(os.getpid()), str(channel_fd), str(progress_fd), os.fsdecode(outside), *place)
     return [sys.executable, "-I", "-S", "-c", _BEGINNING, os.path.dirname(__file__), *words]
 
 
-def main(parent: str, channel: str, progress: str, outside: str, root: str, mountpoint: str, walks: str) -> None:
+def main(parent: str, channel: str, progress: str, outside: str, root: str, mountpoint: str) -> None:
     """Carry out orders until there is nobody to give them."""
     for ours in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # to the daemon's process group: it says when to end
         signal.signal(ours, signal.SIG_IGN)
@@ -174,16 +177,19 @@ def main(parent: str, channel: str, progress: str, outside: str, root: str, moun
     if os.getppid() != int(parent):
         return
     place = Visible(int(root), mountpoint) if mountpoint else Clone(int(root))
-    worker = _Worker(place, os.fsencode(outside), walks=bool(walks))
+    worker = _Worker(place, os.fsencode(outside))
     shared = Progress(int(progress))
-    with socket.socket(fileno=int(channel)) as orders, contextlib.suppress(ConnectionError):
-        while data := orders.recv(_LARGEST):
-            for index, order in enumerate(unpacked(data)):
+    with socket.socket(fileno=int(channel)) as answers, answers.makefile("rb") as orders:
+        while header := orders.read(_LENGTH.size):
+            for index, order in enumerate(_unpacked(orders.read(*_LENGTH.unpack(header)))):
                 shared.begin(order.number)  # before its first system call: whose requests follow, the daemon sees here
                 shared.end(index, worker.do(order))
-            place.leave()
+            worker.rest()
             shared.begin(0)
-            orders.send(b".")
+            try:
+                answers.send(b".")
+            except ConnectionError:
+                return
 
 
 class Clone:
@@ -191,15 +197,9 @@ class Clone:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._is_there = False
 
     def enter(self) -> int:
-        """Return a descriptor of the root; this may make a request."""
-        if not self._is_there:
-            # Handles are opened on the mount of the working directory: no other descriptor without an open(2), of which
-            # watchers would hear, does for that.
-            os.fchdir(self.fd)
-            self._is_there = True
+        """Return a descriptor of the root."""
         return self.fd
 
     def leave(self) -> None:
@@ -234,71 +234,83 @@ class Visible:
 Root = Clone | Visible
 
 
-def _handle(name: Name) -> tuple[int, bytes]:
-    return _FUSE_HANDLE, _HANDLE.pack(name.nodeid >> 32, name.nodeid & 0xFFFFFFFF, name.generation)
+class _Worker:
+    """Carries out orders.
 
+    Directories are kept open from one order to the next, or the kernel would forget the way to them at once, but no
+    longer: what is open is not quite gone when it is removed.
+    """
 
-def _opened(root_fd: int, name: Name) -> int:
-    """Open a directory by the kernel's handle, which takes no name and, while the kernel knows it, no request."""
-    return _linux.open_by_handle_at(_linux.AT_FDCWD, *_handle(name), os.O_PATH | os.O_DIRECTORY)
+    def __init__(self, root: Root, outside: bytes) -> None:
+        self._root = root
+        self._outside = outside
+        self._directories: dict[int, int] = {}  # nodeid to descriptor
+
+    def do(self, order: Order) -> int:
+        """Carry out an order and return 0, or the errno."""
+        try:
+            if order.what in (RENAME, EXCHANGE):
+                self._rename(order)
+            else:
+                if order.what == REMOVE and order.file_type == _S_IFDIR:
+                    self._close_directories()
+                _do_in(self._open(order.name), order)
+        except OSError as error:
+            return error.errno or _UNKNOWN
+        return 0
+
+    def rest(self) -> None:
+        """Let go of everything."""
+        self._close_directories()
+        self._root.leave()
+
+    def _open(self, name: Name) -> int:
+        """Return a descriptor of the directory of a name."""
+        fd = self._directories.get(name.nodeid)
+        if fd is None:
+            root_fd = self._root.enter()
+            if name.nodeid == 0:
+                fd = os.open(self._outside, _DIRECTORY, dir_fd=root_fd)
+            else:
+                fd = os.dup(root_fd) if name.nodeid == _ROOT else _walked_to(root_fd, name)
+            self._directories[name.nodeid] = fd
+        return fd
+
+    def _close_directories(self) -> None:
+        while self._directories:
+            os.close(self._directories.popitem()[1])
+
+    def _rename(self, order: Order) -> None:
+        flags = _linux.RENAME_EXCHANGE if order.what == EXCHANGE else 0
+        if order.file_type == _S_IFDIR:
+            self._close_directories()
+        directory, new_directory = self._open(order.name), self._open(order.new)
+        try:
+            _linux.renameat2(directory, order.name.name, new_directory, order.new.name, flags)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            # The kernel has met a directory under its new name already. It puts it back under the old one when that is
+            # looked up, but not while it holds the locks of a rename.
+            os.close(os.open(order.name.name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory))
+            _linux.renameat2(directory, order.name.name, new_directory, order.new.name, flags)
 
 
 def _walked_to(root_fd: int, name: Name) -> int:
-    """Walk to a directory and compare it with what it is to be."""
+    """Walk to a directory, and compare it with what it is to be."""
     fd = os.dup(root_fd)
     try:
         for step in name.way:
-            below = os.open(step, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            below = os.open(step, _DIRECTORY, dir_fd=fd)
             os.close(fd)
             fd = below
-        if _linux.name_to_handle_at(fd, b"", _linux.AT_EMPTY_PATH) != _handle(name):
+        handle = _HANDLE.pack(name.nodeid >> 32, name.nodeid & 0xFFFFFFFF, name.generation)
+        if _linux.name_to_handle_at(fd, b"", _linux.AT_EMPTY_PATH) != (_FUSE_HANDLE, handle):
             raise OSError(errno.ESTALE, "another directory is there")
     except BaseException:
         os.close(fd)
         raise
     return fd
-
-
-class _Worker:
-    def __init__(self, root: Root, outside: bytes, *, walks: bool) -> None:
-        self._root = root
-        self._outside = outside
-        self._open_directory = _walked_to if walks else _opened
-
-    def do(self, order: Order) -> int:
-        """Carry out an order and return 0, or the errno."""
-        try:
-            directory = self._open(order.name)
-            try:
-                if order.what in (RENAME, EXCHANGE):
-                    self._rename(order, directory)
-                else:
-                    _do_in(directory, order)
-            finally:
-                os.close(directory)
-        except OSError as error:
-            return error.errno or _UNKNOWN
-        return 0
-
-    def _open(self, name: Name) -> int:
-        root_fd = self._root.enter()
-        if name.nodeid == 0:
-            return os.open(self._outside, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root_fd)
-        return os.dup(root_fd) if name.nodeid == _ROOT else self._open_directory(root_fd, name)
-
-    def _rename(self, order: Order, directory: int) -> None:
-        flags = _linux.RENAME_EXCHANGE if order.what == EXCHANGE else 0
-        new_directory = self._open(order.new)
-        try:
-            try:
-                _linux.renameat2(directory, order.name.name, new_directory, order.new.name, flags)
-            except OSError:
-                # The kernel may have met a directory under its new name already. It puts it back under the old one when
-                # that is looked up, but not while it holds the locks of a rename.
-                os.close(os.open(order.name.name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory))
-                _linux.renameat2(directory, order.name.name, new_directory, order.new.name, flags)
-        finally:
-            os.close(new_directory)
 
 
 def _do_in(directory: int, order: Order) -> None:

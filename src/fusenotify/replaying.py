@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 STUCK_AFTER: Final = 2.0  # seconds with one order
 _LOOKS: Final = 4  # at a replayer in that time: whatever kept us may have kept it, so the last look is not enough
 _MOST_STUCK: Final = 4  # processes that do not even end: the kernel keeps them, and would keep more
-_BUFFER: Final = 1 << 20
 _GRACE: Final = 1.0  # seconds that the last one gets to end
 _WHAT: Final = {
     events.CREATE: replayer.MAKE,
@@ -46,9 +45,9 @@ class _Stuck(Exception):
 class _Replayer:
     """A running process."""
 
-    def __init__(self, root: Root, outside: bytes, *, walks: bool) -> None:
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+    def __init__(self, root: Root, outside: bytes) -> None:
+        ours, theirs = socket.socketpair()
+        self._channel = trio.socket.from_stdlib_socket(ours)
         progress_fd = Progress.new_fd()
         with theirs:
             try:
@@ -56,7 +55,7 @@ class _Replayer:
                 fds = (theirs.fileno(), progress_fd)
                 # Not in a thread of trio's: it is to die when the thread that starts it does.
                 self._process = subprocess.Popen(
-                    replayer.command(root, *fds, outside, walks=walks),
+                    replayer.command(root, *fds, outside),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=(*fds, root.fd) if isinstance(root, Clone) else fds,
@@ -64,10 +63,9 @@ class _Replayer:
                 )
             finally:
                 os.close(progress_fd)
-        self._channel.setblocking(False)
         self.pid = self._process.pid
 
-    def give(self, orders: bytes) -> None:
+    async def give(self, orders: bytes) -> None:
         """Have orders carried out.
 
         Raises:
@@ -75,8 +73,8 @@ class _Replayer:
         """
         self.progress.clear()
         try:
-            self._channel.send(orders)
-        except OSError as error:
+            await trio.SocketStream(self._channel).send_all(orders)
+        except (trio.BrokenResourceError, OSError) as error:
             raise _Stuck from error
 
     async def done(self) -> None:
@@ -88,8 +86,7 @@ class _Replayer:
         looks, at = 0, -1
         while True:
             with trio.move_on_after(STUCK_AFTER / _LOOKS):
-                await trio.lowlevel.wait_readable(self._channel)
-                if not self._channel.recv(1):
+                if not await self._channel.recv(1):
                     raise _Stuck
                 return
             executing = self.progress.executing()
@@ -208,14 +205,14 @@ class Replaying:
         while self._burials >= _MOST_STUCK:
             self._buried = trio.Event()
             await self._buried.wait()
-        self._replayer = _Replayer(root, self._replay.outside, walks=self._replay.walks)
+        self._replayer = _Replayer(root, self._replay.outside)
         self._replay.employ(self._replayer.pid, self._replayer.progress.executing)
         return self._replayer
 
     async def _carry_out_some(self, plans: list[Plan], root: Root, nursery: trio.Nursery) -> None:
         worker = self._replayer or await self._start(root)
         try:
-            worker.give(b"".join(replayer.packed(self._order(plan)) for plan in plans))
+            await worker.give(replayer.message([self._order(plan) for plan in plans]))
             await worker.done()
             begun = len(plans)
         except _Stuck:
@@ -252,9 +249,10 @@ class Replaying:
             what = _WHAT[plan.kind]
         file_type = plan.file_type or (stat.S_IFDIR if plan.flags & IS_DIR else stat.S_IFREG)
         outside = Name(0, 0, b"%d" % plan.number)
-        new = self._name(plan.new) if plan.new is not None else outside
-        return Order(what, file_type, plan.number, self._name(plan.old) if plan.old is not None else outside, new)
+        names = [self._name(plan, place) if place is not None else outside for place in (plan.old, plan.new)]
+        return Order(what, file_type, plan.number, *names)
 
-    def _name(self, place: Place) -> Name:
-        way = self._replay.way_to(place.directory)
-        return Name(place.directory.nodeid, place.directory.generation, way + place.name)
+    def _name(self, plan: Plan, place: Place) -> Name:
+        way = self._replay.way_to(plan, place)
+        path = way + b"/" + place.name if way else place.name
+        return Name(place.directory.nodeid, place.directory.generation, path)
