@@ -52,23 +52,23 @@ def test_paths_become_places() -> None:
     made, moved, root = followed.tell(
         (events.CREATE, b"d/a", None, 0), (events.RENAME, b"b", b"d/a", 0), (events.ATTRIB, b".", None, IS_DIR)
     )
-    assert made.old == (followed.below, b"a")
-    assert (moved.old, moved.new) == ((followed.below, b"a"), (followed.root, b"b"))
-    assert root.old == (followed.root, b"")
+    assert made.old == Place(followed.below, b"a", b"d")
+    assert (moved.old, moved.new) == (made.old, Place(followed.root, b"b"))
+    assert root.old == Place(followed.root, b"")
 
 
 def test_what_the_kernel_does_not_hold_has_no_plan() -> None:
     followed = Followed()
     assert followed.tell((events.CREATE, b"x/a", None, 0), (events.CREATE, b"a", None, LOCAL)) == []
     (moved_in,) = followed.tell((events.RENAME, b"a", b"x/a", 0))
-    assert (moved_in.old, moved_in.new) == (None, (followed.root, b"a"))
+    assert (moved_in.old, moved_in.new) == (None, Place(followed.root, b"a"))
 
 
 def test_half_an_exchange_is_a_departure_and_an_arrival() -> None:
     followed = Followed()
     out, into = followed.tell((events.RENAME, b"x/b", b"a", EXCHANGE | OTHER_IS_DIR))
-    assert (out.old, out.new, out.flags) == ((followed.root, b"a"), None, 0)
-    assert (into.old, into.new, into.flags) == (None, (followed.root, b"a"), IS_DIR)
+    assert (out.old, out.new, out.flags) == (Place(followed.root, b"a"), None, 0)
+    assert (into.old, into.new, into.flags) == (None, Place(followed.root, b"a"), IS_DIR)
 
 
 def test_equal_changes_in_a_row_are_one() -> None:

@@ -351,12 +351,11 @@ class Replay:
         """Return what a name stands for: what the kernel takes for it, or else what is there."""
         if not place.name:
             return place.directory
-        is_dir = bool(plan.flags & IS_DIR)
         known = self._table.entries.at(*place.entry)
-        if known and known[-1].is_dir == is_dir:
+        if known and _fits(plan, known[-1].file_type):
             return known[-1]
         with self._found(place) as found:
-            if found is None or stat.S_ISDIR(found.stat.st_mode) != is_dir:
+            if found is None or not _fits(plan, stat.S_IFMT(found.stat.st_mode)):
                 return None
             if self._pending.is_taken_later(plan, place.entry):
                 return None
@@ -433,6 +432,13 @@ class Replay:
                 return has_names(os.fstat(fd))
         except OSError:
             return False
+
+
+def _fits(plan: Plan, file_type: int) -> bool:
+    """Whether a change can be one of something of this type."""
+    if plan.kind == events.CLOSE_WRITE:
+        return file_type == stat.S_IFREG
+    return (file_type == stat.S_IFDIR) == bool(plan.flags & IS_DIR)
 
 
 def _is_at(place: Place | None, nodeid: int, name: bytes) -> bool:
