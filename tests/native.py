@@ -25,7 +25,7 @@ KINDS = (
     | flags.DELETE_SELF
     | flags.MOVE_SELF
 )
-_MERGING = flags.MODIFY | flags.ATTRIB | flags.CLOSE_WRITE  # adjacent identical ones may be told as one
+_MERGING = frozenset({"MODIFY", "ATTRIB", "ATTRIB|ISDIR", "CLOSE_WRITE"})  # equal ones may be told as one
 MARKERS = ".markers"
 _numbers = itertools.count()
 
@@ -141,13 +141,18 @@ class Barrier:
 
 
 def merged(heard: list[Heard]) -> list[str]:
-    """Return events as text, with adjacent identical ones told once where the kernel may merge them."""
-    lines: list[Heard] = []
+    """Return events as text, with those told once that the kernel may merge: what is unread, and changes once more."""
+    lines: list[str] = []
+    run: set[str] = set()  # the lines since another kind of event, of one that merges
+    kinds = ""
     for event in heard:
-        merging = any(kind in event.kinds for kind in ("MODIFY", "ATTRIB", "CLOSE_WRITE"))
-        if not (lines and merging and lines[-1] == event):
-            lines.append(event)
-    return list(map(str, lines))
+        if event.kinds != kinds:
+            run, kinds = set(), event.kinds
+        line = str(event)
+        if line not in run or kinds not in _MERGING:
+            lines.append(line)
+            run.add(line)
+    return lines
 
 
 def objects_below(root: Path) -> list[str]:

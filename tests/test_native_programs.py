@@ -340,3 +340,10 @@ def test_status_tells_of_replays(mount: Mount, start: Callable[..., Running]) ->
     told = run("status", mount.mountpoint).stdout
     assert "delivered" in told
     assert "native" in told
+
+
+def test_the_example() -> None:
+    example = Path(__file__).parent.parent / "examples" / "native.py"
+    done = subprocess.run([sys.executable, example], capture_output=True, text=True, timeout=2 * PATIENCE, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "server      server: version 2" in done.stdout

@@ -123,8 +123,10 @@ class Daemon:
             self._nodes.let_go()
 
     async def _announce(self, listeners: Sequence[Listener], on_ready: OnReady) -> None:
-        """Call `on_ready` when the mount answers."""
+        """Call `on_ready` when the mount answers, and programs on it hear of what is done behind it."""
         await trio.to_thread.run_sync(os.stat, self._mountpoint)
+        if self._export.native != "off":
+            await self._replaying.ready.wait()
         on_ready(self._export.deaf, [listener.address for listener in listeners])
 
     async def _stop_at_signal(self, loop: FuseLoop) -> None:

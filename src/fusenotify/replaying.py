@@ -132,7 +132,11 @@ class _Cover:
 
 
 class Replaying:
-    """Native delivery on one mount, for as long as it is there to be seen."""
+    """Native delivery on one mount, for as long as it is there to be seen.
+
+    Attributes:
+        ready: set when changes are replayed from now on, or never will be.
+    """
 
     def __init__(
         self, planner: Planner, onlookers: Onlookers, replay: Replay, counts: Replays, mountpoint: str
@@ -142,6 +146,7 @@ class Replaying:
         self._replay = replay
         self._counts = counts
         self._mountpoint = mountpoint
+        self.ready = trio.Event()
         self._work = trio.Event()
         planner.on_plan = self._wake
         self._burials = 0
@@ -153,7 +158,12 @@ class Replaying:
 
         From then on there must be nothing of ours that holds the filesystem: it is to end with its last mount.
         """
-        mount = mount_at(self._mountpoint, read_mounts())
+        try:
+            await self._replay_on(mount_at(self._mountpoint, read_mounts()))
+        finally:
+            self.ready.set()
+
+    async def _replay_on(self, mount: MountEntry | None) -> None:
         if mount is None or not mount.is_ours:
             return  # it has gone already
         if not has_capability(CAP_SYS_ADMIN):
@@ -173,6 +183,7 @@ class Replaying:
         with changes_of_mounts() as changes, changes_of_mounts() as more_changes:
             self._replay.is_covered = _Cover(mount.device, more_changes).is_there
             self._planner.is_on = True
+            self.ready.set()
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._carry_out, root, nursery)
