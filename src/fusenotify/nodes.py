@@ -114,10 +114,15 @@ class Nodes:
             node.reference.moved(parent.reference, name)
             self._store.put(NodeRow(node.nodeid, node.generation, node.identity.packed(), parent.nodeid, name))
 
-    def entry_at(self, parent: Node, name: bytes) -> pyfuse3.EntryAttributes:
-        """Look a name up and return what the kernel is told of it."""
+    def entry_at(self, parent: Node, name: bytes, made: int = 0) -> pyfuse3.EntryAttributes:
+        """Look a name up and return what the kernel is told of it.
+
+        `made` is what was made there before, as `check_made` has it, if anything was.
+        """
         found = self.backing.find(self.directory_fd(parent), name)
         try:
+            if made:
+                check_made(found, made)
             return entry_of(self.remember(parent, name, found), found.stat)
         finally:
             found.close()
@@ -203,3 +208,13 @@ class Nodes:
         """Take note that the kernel has had a name removed."""
         for node in self.table.entries.at(parent.key, name)[-1:]:
             self.table.entries.take(node, parent.key, name)
+
+
+def check_made(found: Found, file_type: int) -> None:
+    """Make sure that what is under a name is of the type (S_IF* of stat(2)) that was just made there.
+
+    Raises:
+        OSError: ENOENT, since something else has taken its place; the kernel would call that an I/O error.
+    """
+    if stat.S_IFMT(found.stat.st_mode) != file_type:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
