@@ -43,7 +43,6 @@ _STATX_BTIME: Final = 0x800
 _SYS_OPEN_TREE: Final = 428
 _SYS_OPENAT2: Final = 437
 _SYS_MOUNT_SETATTR: Final = 442
-_PR_SET_PDEATHSIG: Final = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -237,12 +236,6 @@ def clone_mount(path: bytes) -> int:
         os.close(fd)
         _raise_errno(path)
     return fd
-
-
-def die_with_parent(number: int) -> None:
-    """Have a signal sent to this process when the thread that started it ends (PR_SET_PDEATHSIG)."""
-    if _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
-        _raise_errno()
 
 
 def drop_capability(number: int) -> None:

@@ -165,17 +165,14 @@ def command(root: "Root", channel_fd: int, progress_fd: int, outside: bytes) -> 
         outside: the name in the root of the directory that stands for everything outside of the tree.
     """
     place = (str(root.fd), "") if isinstance(root, Clone) else (str(root.mount_id), root.mountpoint)
-    words = (str(os.getpid()), str(channel_fd), str(progress_fd), os.fsdecode(outside), *place)
+    words = (str(channel_fd), str(progress_fd), os.fsdecode(outside), *place)
     return [sys.executable, "-I", "-S", "-c", _BEGINNING, os.path.dirname(__file__), *words]
 
 
-def main(parent: str, channel: str, progress: str, outside: str, root: str, mountpoint: str) -> None:
+def main(channel: str, progress: str, outside: str, root: str, mountpoint: str) -> None:
     """Carry out orders until there is nobody to give them."""
     for ours in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # to the daemon's process group: it says when to end
         signal.signal(ours, signal.SIG_IGN)
-    _linux.die_with_parent(signal.SIGKILL)
-    if os.getppid() != int(parent):
-        return
     place = Visible(int(root), mountpoint) if mountpoint else Clone(int(root))
     worker = _Worker(place, os.fsencode(outside))
     shared = Progress(int(progress))

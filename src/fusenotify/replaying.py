@@ -1,6 +1,5 @@
 """Has plans carried out: starts the replayer, hands it its orders, and does without it where it is stuck."""
 
-import contextlib
 import logging
 import os
 import select
@@ -45,25 +44,31 @@ class _Stuck(Exception):
 class _Replayer:
     """A running process."""
 
-    def __init__(self, root: Root, outside: bytes) -> None:
+    def __init__(self, process: trio.Process, channel: trio.SocketStream, progress: Progress) -> None:
+        self._process = process
+        self._channel = channel
+        self.progress = progress
+        self.pid = process.pid
+
+    @classmethod
+    async def start(cls, root: Root, outside: bytes) -> "_Replayer":
         ours, theirs = socket.socketpair()
-        self._channel = trio.socket.from_stdlib_socket(ours)
+        channel = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         progress_fd = Progress.new_fd()
-        with theirs:
-            try:
-                self.progress = Progress(progress_fd)
-                fds = (theirs.fileno(), progress_fd)
-                # Not in a thread of trio's: it is to die when the thread that starts it does.
-                self._process = subprocess.Popen(
-                    replayer.command(root, *fds, outside),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=(*fds, root.fd) if isinstance(root, Clone) else fds,
-                    cwd="/",
-                )
-            finally:
-                os.close(progress_fd)
-        self.pid = self._process.pid
+        fds = (theirs.fileno(), progress_fd)
+        try:
+            # In a thread: what a new process closes first may be of a filesystem that is silent.
+            process = await trio.lowlevel.open_process(
+                replayer.command(root, *fds, outside),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(*fds, root.fd) if isinstance(root, Clone) else fds,
+                cwd="/",
+            )
+            return cls(process, channel, Progress(progress_fd))
+        finally:
+            theirs.close()
+            os.close(progress_fd)
 
     async def give(self, orders: bytes) -> None:
         """Have orders carried out.
@@ -73,8 +78,8 @@ class _Replayer:
         """
         self.progress.clear()
         try:
-            await trio.SocketStream(self._channel).send_all(orders)
-        except (trio.BrokenResourceError, OSError) as error:
+            await self._channel.send_all(orders)
+        except trio.BrokenResourceError as error:
             raise _Stuck from error
 
     async def done(self) -> None:
@@ -86,7 +91,7 @@ class _Replayer:
         looks, at = 0, -1
         while True:
             with trio.move_on_after(STUCK_AFTER / _LOOKS):
-                if not await self._channel.recv(1):
+                if not await self._channel.receive_some(1):
                     raise _Stuck
                 return
             executing = self.progress.executing()
@@ -97,18 +102,12 @@ class _Replayer:
 
     def kill(self) -> None:
         """End it, as far as the kernel lets it."""
-        self._channel.close()
+        self._channel.socket.close()
         self._process.kill()
 
     async def ended(self) -> None:
         """Return when it has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(self.pid)
-            try:
-                await trio.lowlevel.wait_readable(pidfd)
-            finally:
-                os.close(pidfd)
-        self._process.wait()
+        await self._process.wait()
         self.progress.close()
 
 
@@ -199,6 +198,7 @@ class Replaying:
 
     async def _carry_out(self, root: Root, nursery: trio.Nursery) -> None:
         try:
+            await self._start(root)
             while True:
                 self._work = trio.Event()
                 while plans := self._replay.hand_out(MOST_ORDERS):
@@ -216,7 +216,7 @@ class Replaying:
         while self._burials >= _MOST_STUCK:
             self._buried = trio.Event()
             await self._buried.wait()
-        self._replayer = _Replayer(root, self._replay.outside)
+        self._replayer = await _Replayer.start(root, self._replay.outside)
         self._replay.employ(self._replayer.pid, self._replayer.progress.executing)
         return self._replayer
 
