@@ -21,6 +21,8 @@ from fusenotify import _linux
 from tests.compare import assert_same, survey
 from tests.harness import PATIENCE, Mount, mounted, run
 from tests.native import Barrier, Program, settle
+from tests.ordinary import NOBODY
+from tests.test_native_programs import wait_for
 from tests.test_native_storm import replays, times_of
 
 _FAN_CLASS_CONTENT, _FAN_OPEN_PERM, _FAN_ALLOW = 0x4, 0x10000, 1
@@ -244,3 +246,50 @@ def test_local_changes_are_heard_once(mount: Mount, listening: Callable[..., Any
     heard = barrier.heard()
     kinds = ["CREATE", "MODIFY", "CLOSE_WRITE", "MOVED_FROM", "MOVED_TO", "DELETE"]
     assert [event.kinds for event in heard] == kinds * 200
+
+
+def test_an_ordinary_users_mount(directory: Path, nobody: list[str]) -> None:
+    """There is nobody but the user to hear of it, and no privilege to replay it with."""
+    directory.chmod(0o777)
+    for name in ("source", "mount", "state"):
+        (directory / name).mkdir()
+        os.chown(directory / name, NOBODY, NOBODY)
+    command = [*nobody, "-m", "fusenotify"]
+    mount = Mount(directory / "source", directory / "mount", directory / "state", command=command)
+    try:
+        script = (
+            "import os, sys; sys.path[:0] = sys.argv[2:]\n"
+            "from inotify_simple import INotify, flags\n"
+            "inotify = INotify(); inotify.add_watch(sys.argv[1], flags.CREATE | flags.MOVED_TO | flags.DELETE)\n"
+            "print('ready', flush=True)\n"
+            "heard = []\n"
+            "while 'end' not in heard: heard += [event.name for event in inotify.read()]\n"
+            "print(heard)"
+        )
+        listener = subprocess.Popen([*nobody, "-c", script, str(mount.mountpoint)], stdout=subprocess.PIPE, text=True)
+        assert listener.stdout is not None
+        assert listener.stdout.readline() == "ready\n"
+        (mount.source / "a").touch()
+        (mount.source / "a").rename(mount.source / "b")
+        (mount.source / "b").unlink()
+        (mount.source / "end").mkdir()
+        told, _ = listener.communicate(timeout=PATIENCE)
+        assert told == "['a', 'b', 'b', 'end']\n"
+        assert replays(mount)["fell_back"] == 0
+        assert (
+            '"native_reason": "to all: processes of other users may watch"'
+            in run("status", "--json", f"unix:{mount.socket}").stdout
+        )
+    finally:
+        mount.close()
+
+
+def test_a_read_only_mount(directory: Path) -> None:
+    """The kernel refuses what would raise the events; the mount shows what there is all the same."""
+    arguments = ["--native", "always", "-o", "ro"]
+    with mounted(directory, arguments) as mount, contextlib.closing(Program(mount.mountpoint)) as program:
+        program.watch(".")
+        (mount.source / "f").write_text("content")
+        wait_for(lambda: replays(mount)["fell_back"] >= 3)
+        assert (mount.mountpoint / "f").read_text() == "content"
+        assert replays(mount)["delivered"] == 0

@@ -223,7 +223,7 @@ async def test_another_program_looks_when_one_has_failed(mount: Mount, monkeypat
 @pytest.mark.parametrize("native", ["always", "off"])
 async def test_without_auto_nobody_looks(native: str) -> None:
     found = Onlookers(native, ())
-    assert found.reason == "asked for"
+    assert found.reason == "to all: asked for"
     assert found.wanted([5], found.stamp) is True
     await found.settled(found.stamp)
     await found.run("0:0")

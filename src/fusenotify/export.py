@@ -83,7 +83,9 @@ class Export:
         self._source = source
         self._mountpoint = mountpoint
         self.native = native
-        self.native_reason: Callable[[], str] = lambda: "asked for" if mountpoint else "there is no mount"
+        self.native_reason: Callable[[], str] = lambda: (
+            "to nobody: asked for" if mountpoint else "to nobody: there is no mount"
+        )
         self.replays = Replays()
         self._epoch = secrets.token_hex(6)
         self._end_of_grace: float | None = None

@@ -58,15 +58,9 @@ class Onlookers:
         self._look_ended = trio.Event()
         self._not_before = 0.0
         self._old_at = 0.0
-        self._is_blind = native != "auto"
-        self.reason = "asked for" if native != "auto" else what_hides_processes()
-        if native == "auto" and self.reason:
-            self._is_blind = True
-
-    @property
-    def is_blind(self) -> bool:
-        """Whether nobody looks, since it was not asked for or would not show everybody."""
-        return self._is_blind
+        hidden = what_hides_processes() if native == "auto" else "asked for"
+        self._is_blind = hidden != ""  # nobody looks
+        self.reason = f"to all: {hidden}" if hidden else _TO_ONLOOKERS
 
     def wanted(self, nodeids: Iterable[int], stamp: int) -> bool | None:
         """Return whether any of these nodes is watched, None if only a look that is still to come will tell.
@@ -119,7 +113,11 @@ class Onlookers:
         self._asked = trio.Event()
         self.stamp += 1
         seconds, is_everything, hidden, nodeids = await program.look()
-        reason = f"to all: {hidden} processes do not let themselves be looked at" if hidden else _TO_ONLOOKERS
+        reason = _TO_ONLOOKERS
+        if hidden:
+            reason = f"to all: {hidden} processes do not let themselves be looked at"
+        elif is_everything:
+            reason = "to all: somebody watches the whole filesystem"
         is_everything |= hidden > 0
         share = _SHARE_WATCHED if is_everything or nodeids else _SHARE_UNWATCHED
         self._take(nodeids, is_everything, reason, share * seconds)
