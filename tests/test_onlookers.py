@@ -220,6 +220,14 @@ async def test_another_program_looks_when_one_has_failed(mount: Mount, monkeypat
         assert found.reason == "to those who watch"
 
 
+async def test_no_program_can_be_started(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent")
+    async with looking(mount, monkeypatch) as found:
+        await found.settled(0)
+        assert found.wanted([5], 0) is True
+        assert "failed" in found.reason
+
+
 @pytest.mark.parametrize("native", ["always", "off"])
 async def test_without_auto_nobody_looks(native: str) -> None:
     found = Onlookers(native, ())

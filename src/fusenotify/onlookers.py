@@ -103,15 +103,19 @@ class Onlookers:
                     while True:
                         await self._look(program)
             except (OSError, trio.BrokenResourceError, EOFError) as error:
-                self._take(
-                    frozenset(), True, f"to all: the process that looks for watches has failed: {error!r}", _PAUSE
-                )
+                self._begin()
+                reason = f"to all: the process that looks for watches has failed: {error!r}"
+                self._take(frozenset(), True, reason, _PAUSE)
+                await trio.sleep(_PAUSE)
+
+    def _begin(self) -> None:
+        self._asked = trio.Event()
+        self.stamp += 1
 
     async def _look(self, program: "_Program") -> None:
         await self._asked.wait()
         await trio.sleep_until(self._not_before)
-        self._asked = trio.Event()
-        self.stamp += 1
+        self._begin()
         seconds, is_everything, hidden, nodeids = await program.look()
         reason = _TO_ONLOOKERS
         if hidden:
