@@ -1,12 +1,11 @@
 """Who listens: every group, what is marked, and the fan-out of events."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from fusenotify import events
-from fusenotify.errors import LimitReached, NotPermitted, UsageError
+from fusenotify.errors import LimitReached, NotPermitted, UsageError, quoted
 from fusenotify.events import ALWAYS, OVERFLOW, UNMOUNT, USES, EventRecord
 from fusenotify.fanout import Fanout
 from fusenotify.group import MOST_MARKS, Debt, Group
@@ -226,7 +225,7 @@ class Groups:
                 return False
             place = directory
         elif request.scope != INODE:
-            raise UsageError(f"{os.fsdecode(request.path)} is no directory of the tree; files have the scope {INODE}")
+            raise UsageError(f"{quoted(request.path)} is no directory of the tree; files have the scope {INODE}")
         group.check_room(request.mark)
         if directory is None and request.scope == INODE:
             above, _, name = path.rpartition(b"/")

@@ -6,6 +6,7 @@ Both with the rights of the client: what its user cannot reach, it does not lear
 import contextlib
 import errno
 import functools
+import stat
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -14,7 +15,7 @@ import trio
 from fusenotify.backing import Backing, Found, as_user, find_readable
 from fusenotify.callers import Credentials
 from fusenotify.config import QUEUE_DIRECTORY
-from fusenotify.errors import NotPermitted, StaleHandle, UsageError
+from fusenotify.errors import NotPermitted, StaleHandle, UsageError, quoted
 from fusenotify.handles import Sealer
 from fusenotify.identity import Identity, InodeKey
 from fusenotify.inodes import InodeTable, synthetic_nodeid
@@ -41,8 +42,8 @@ class Locator:
         self._sealer = sealer
         self._limiters: dict[int, trio.CapacityLimiter] = {}
 
-    async def lookup(self, base: Directory, path: bytes, user: Credentials) -> str:
-        """Return the handle of what is at a path below `base`.
+    async def lookup(self, base: Directory, path: bytes, user: Credentials) -> tuple[str, bool]:
+        """Return the handle of what is at a path below `base`, and whether it is a directory.
 
         Args:
             base: a directory of the tree.
@@ -54,14 +55,15 @@ class Locator:
             NotPermitted: the user cannot reach it.
         """
         if path.startswith(b"/") or {b"..", QUEUE_DIRECTORY.encode()} & set(path.split(b"/")):
-            raise UsageError(f"{path!r} is no path of an object of the tree")
+            raise UsageError(f"{quoted(path)} is no path of an object of the tree")
         try:
             with contextlib.closing(await self._find(base.prefix + path if path != b"." else base.path, user)) as found:
-                return self._sealer.seal(found.identity, found.key.number)
+                handle = self._sealer.seal(found.identity, found.key.number)
+                return handle, stat.S_ISDIR(found.stat.st_mode)
         except PermissionError as error:
-            raise NotPermitted(f"user {user.uid} cannot reach {path!r}: {error.strerror}") from error
+            raise NotPermitted(f"user {user.uid} cannot reach {quoted(path)}: {error.strerror}") from error
         except OSError as error:
-            raise UsageError(f"there is no {path!r} in the tree: {error.strerror}") from error
+            raise UsageError(f"there is no {quoted(path)} in the tree: {error.strerror}") from error
 
     async def locate(self, base: Directory, handle: str, user: Credentials) -> bytes:
         """Return the path below `base` at which the object of a handle is now.

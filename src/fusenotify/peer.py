@@ -13,7 +13,7 @@ import trio
 from fusenotify import protocol
 from fusenotify.backing import Found
 from fusenotify.callers import Credentials
-from fusenotify.errors import FusenotifyError, LimitReached, NotPermitted, ProtocolError, UsageError
+from fusenotify.errors import FusenotifyError, LimitReached, NotPermitted, ProtocolError, UsageError, quoted
 from fusenotify.group import Group
 from fusenotify.groups import MOST_UIDS, Groups, path_of
 from fusenotify.locator import Locator
@@ -160,8 +160,8 @@ class Peer:
                 return Report(request.request, self._services.status())
             case Lookup():
                 _check_path(request.path)
-                handle = await self._services.locator.lookup(self._base, request.path, self._credentials)
-                return Handle(request.request, handle)
+                handle, is_dir = await self._services.locator.lookup(self._base, request.path, self._credentials)
+                return Handle(request.request, handle, is_dir)
             case Locate():
                 path = await self._services.locator.locate(self._base, request.handle, self._credentials)
                 return Location(request.request, path)
@@ -211,8 +211,8 @@ class Peer:
                     await self._services.attentive()
                     return Done(request.request, self._services.position())
         raise NotPermitted(
-            f"user {self.uid} gets no mark on {request.path!r}: each time that its rights were checked, something "
-            "else was there; try again when nobody renames anything on the way to it"
+            f"user {self.uid} gets no mark on {quoted(request.path)}: each time that its rights were checked, "
+            "something else was there; try again when nobody renames anything on the way to it"
         )
 
     async def _readable(self, request: AddMark) -> Found:
@@ -226,13 +226,15 @@ class Peer:
             UsageError: there is nothing.
         """
         if b"\0" in request.path or b".." in request.path.split(b"/"):
-            raise UsageError(f"{request.path!r} is no path below the place that was opened")
+            raise UsageError(
+                f"{quoted(request.path)} is no path below the place that was opened: it has to do without `..`"
+            )
         try:
             return await self._services.locator.find_readable(path_of(self._base, request.path), self._credentials)
         except PermissionError as error:
-            raise NotPermitted(f"user {self.uid} cannot read {request.path!r}: {error.strerror}") from error
+            raise NotPermitted(f"user {self.uid} cannot read {quoted(request.path)}: {error.strerror}") from error
         except OSError as error:
-            raise UsageError(f"there is no {request.path!r} in the tree: {error.strerror}") from error
+            raise UsageError(f"there is no {quoted(request.path)} in the tree: {error.strerror}") from error
 
     def _answer(self, message: protocol.Reply) -> None:
         self._answers.append(protocol.encode(message))

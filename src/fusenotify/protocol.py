@@ -130,6 +130,7 @@ class Handle(msgspec.Struct, tag="handle", array_like=True):
 
     request: int
     handle: str
+    is_dir: bool = True
 
 
 class Location(msgspec.Struct, tag="location", array_like=True):

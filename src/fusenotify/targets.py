@@ -18,13 +18,13 @@ class Target:
         given: as the user wrote it.
         daemon: what tells one daemon from another: a mountpoint, or the address of a socket.
         path: below that root, `.` for the root itself.
-        is_dir: whether it is a directory, as far as can be told from here.
+        is_dir: whether it is a directory; None where only the daemon can tell.
     """
 
     given: str
     daemon: str | Address
     path: bytes
-    is_dir: bool = True
+    is_dir: bool | None = True
 
     @property
     def base(self) -> bytes:
@@ -86,7 +86,8 @@ def resolve_any(given: str | os.PathLike[str]) -> Target | LocalTarget:
     if not text:
         raise UsageError("an empty text is no target: for the current directory give `.`")
     if is_address(text):
-        return Target(text, *parse_place(text))
+        address, path = parse_place(text)
+        return Target(text, address, path, is_dir=True if path == b"." else None)
     if "://" in text:
         raise UsageError(f"{text!r} is no target: give a path, unix:PATH or tls://HOST:PORT[/PATH]")
     real = os.path.realpath(text)

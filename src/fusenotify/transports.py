@@ -67,7 +67,10 @@ class QueueFile:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotAMount(f"{mount_root} is not on a fusenotify mount: it has no {QUEUE_FILE}") from error
         except PermissionError as error:
-            raise NotPermitted(f"cannot open {path}: {error.strerror}") from error
+            raise NotPermitted(
+                f"cannot open {path}: {error.strerror}. Only who mounted it can enter a mount, not even root, "
+                "unless it was mounted with -o allow_other; and every directory on the way has to be searchable"
+            ) from error
         except OSError as error:
             if error.errno in GONE:
                 raise DaemonGone(
@@ -139,7 +142,10 @@ class Socket:
         if isinstance(address, UnixAddress):
             return cls(await _connect_unix(address), address)
         if tls is None:
-            raise UsageError(f"{address} needs a certificate, its key and an authority to check the daemon by")
+            raise UsageError(
+                f"{address} needs a certificate, its key and an authority to check the daemon by: give --cert, "
+                "--key and --ca, in Python tls=fusenotify.Tls(cert, key, ca)"
+            )
         return cls(await _connect_tls(address, tls), address)
 
     async def send(self, data: bytes) -> None:
@@ -179,9 +185,14 @@ async def _connect_unix(address: UnixAddress) -> Stream:
     try:
         return await connect_unix(address.path)
     except PermissionError as error:
-        raise NotPermitted(f"cannot connect to {address.path}: {error.strerror}") from error
+        raise NotPermitted(
+            f"cannot connect to {address}: {error.strerror}. A daemon's socket is for its user and root"
+        ) from error
     except OSError as error:
-        raise DaemonGone(f"nobody listens on {address.path}: {error.strerror or error}") from error
+        raise DaemonGone(
+            f"nobody listens on {address}: {error.strerror or error}. A daemon does that was started with "
+            f"--listen {address}"
+        ) from error
 
 
 async def _connect_tls(address: TlsAddress, tls: Credentials) -> TlsStream:

@@ -14,6 +14,7 @@ from anyio.abc import TaskGroup
 from fusenotify import protocol
 from fusenotify.client.connection import Connection
 from fusenotify.client.marks import Mark, Source, check_mark
+from fusenotify.client.questions import is_directory
 from fusenotify.errors import DaemonGone, UsageError
 from fusenotify.events import Event, Kind, Origin, Scope, format_cursor
 from fusenotify.protocol import AddMark, Done, Recount, Sync
@@ -373,6 +374,8 @@ class Group:
 
 
 def _patterns(lines: Collection[str], base: bytes) -> "Ignore":
+    if isinstance(lines, str):
+        raise UsageError(f"ignore takes several patterns, not one text: ignore=[{lines!r}]")
     from fusenotify.client.ignoring import Ignore  # noqa: PLC0415 - few have a use for it, and pathspec is slow to load
 
     return Ignore(lines, base)
@@ -416,17 +419,22 @@ async def watch(
         raise UsageError("nothing to watch: name at least one target")
     async with open_group(limit=limit, reconnect=reconnect, tls=tls) as group:
         for target in targets:
-            scope = await scope_of(target, recursive=recursive)
+            scope = await scope_of(target, recursive=recursive, tls=tls)
             await group.mark(target, scope=scope, kinds=kinds, origin=origin, ignore=ignore)
         yield group
 
 
-async def scope_of(target: str | os.PathLike[str], *, recursive: bool) -> Scope:
+async def scope_of(target: str | os.PathLike[str], *, recursive: bool, tls: Credentials | None = None) -> Scope:
     """Return how far a mark on a target reaches that is told nothing else: a file is marked by itself.
 
     Raises:
         UsageError: there is nothing of this name.
+        FusenotifyError: the daemon that has to be asked cannot be, as in `Group.mark`.
     """
-    if not (await anyio.to_thread.run_sync(resolve_any, target)).is_dir:
+    resolved = await anyio.to_thread.run_sync(resolve_any, target)
+    is_dir = resolved.is_dir
+    if is_dir is None and isinstance(resolved, Target):
+        is_dir = await is_directory(resolved, tls)
+    if not is_dir:
         return Scope.INODE
     return Scope.SUBTREE if recursive else Scope.DIR

@@ -114,6 +114,9 @@ def check_mark(target: LocalTarget, scope: Scope, origin: Origin) -> None:
             "mount it with `fusenotify mount SOURCE DIR`, or ask for local changes as well"
         )
     if scope == Scope.FILESYSTEM:
-        raise UsageError(f"{target.given} is not on a fusenotify mount, where no mark reaches so far: mark a subtree")
+        raise UsageError(
+            f"{target.given} is not on a fusenotify mount, and only such a one can be marked as a whole: "
+            "take the scope `subtree`"
+        )
     if scope != Scope.INODE and not target.is_dir:
         raise UsageError(f"{target.given} is no directory; mark it with the scope `inode`")
