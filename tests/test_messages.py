@@ -107,6 +107,19 @@ def test_who_may_not_enter_a_mount_or_a_socket_is_told_who_may(mount: Mount, nob
         assert reason in done.stderr
 
 
+def test_who_may_not_reach_a_file_is_told_so(directory: Path, nobody: list[str]) -> None:
+    """And not that trees are for others, which nobody asked for."""
+    with mounted(directory, ["-o", "allow_other"]) as mount:
+        mount.source.chmod(0o755)
+        (mount.source / "private").mkdir(mode=0o700)
+        (mount.source / "private" / "file").touch()
+        for place in (directory, mount.mountpoint):
+            place.chmod(0o755)
+        done = as_nobody(nobody, "watch", mount.mountpoint / "private" / "file")
+        assert (done.returncode, done.stdout) == (4, "")
+        assert done.stderr.endswith(" cannot reach 'private/file': Permission denied\n"), done.stderr
+
+
 def test_doctor_does_not_promise_fanotify_to_users(nobody: list[str]) -> None:
     (line,) = [line for line in as_nobody(nobody, "doctor").stdout.splitlines() if " fanotify " in line]
     assert "only root" in line

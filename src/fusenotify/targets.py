@@ -92,13 +92,13 @@ def resolve_any(given: str | os.PathLike[str]) -> Target | LocalTarget:
         raise UsageError(f"{text!r} is no target: give a path, unix:PATH or tls://HOST:PORT[/PATH]")
     real = os.path.realpath(text)
     mount = mount_of(real)
-    is_dir = True
+    is_dir: bool | None = None  # a dead daemon, or no right to look: who asks the daemon hears why
     try:
         is_dir = stat.S_ISDIR(os.lstat(real).st_mode)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{text} does not exist") from error
     except OSError:
-        pass  # a dead daemon, or no right to look: connecting says so better
+        pass
     if mount is None:
-        return LocalTarget(text, real, is_dir)
+        return LocalTarget(text, real, is_dir is not False)
     return Target(text, mount.mountpoint, os.fsencode(os.path.relpath(real, mount.mountpoint)), is_dir)

@@ -190,8 +190,7 @@ async def _connect_unix(address: UnixAddress) -> Stream:
         ) from error
     except OSError as error:
         raise DaemonGone(
-            f"nobody listens on {address}: {error.strerror or error}. A daemon does that was started with "
-            f"--listen {address}"
+            f"nobody listens on {address}: {error.strerror or error}. Start a daemon with --listen {address}"
         ) from error
 
 
