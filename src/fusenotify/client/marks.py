@@ -115,8 +115,7 @@ def check_mark(target: LocalTarget, scope: Scope, origin: Origin) -> None:
         )
     if scope == Scope.FILESYSTEM:
         raise UsageError(
-            f"{target.given} is not on a fusenotify mount, and only such a one can be marked as a whole: "
-            "take the scope `subtree`"
+            f"{target.given} is not on a fusenotify mount, and only such a one can be marked as a whole: mark a subtree"
         )
     if scope != Scope.INODE and not target.is_dir:
         raise UsageError(f"{target.given} is no directory; mark it with the scope `inode`")
