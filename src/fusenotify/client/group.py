@@ -433,7 +433,7 @@ async def scope_of(target: str | os.PathLike[str], *, recursive: bool, tls: Cred
     """
     resolved = await anyio.to_thread.run_sync(resolve_any, target)
     is_dir = resolved.is_dir
-    if is_dir is None and isinstance(resolved, Target):
+    if is_dir is None and not isinstance(resolved, LocalTarget):
         is_dir = await is_directory(resolved, tls)
     if not is_dir:
         return Scope.INODE
