@@ -573,6 +573,34 @@ def a_directory_takes_the_name_of_a_file(source: Path, outside: Path) -> None:
     (source / "old" / "file" / "new").touch()
 
 
+def an_exchange_of_two_new_directories(source: Path, outside: Path) -> None:
+    (source / "old" / "new" / "below").mkdir(parents=True)
+    (source / "older" / "new").mkdir()
+    (source / "older" / "new" / "file").touch()
+    exchange(source / "old" / "new" / "below", source / "older" / "new")
+
+
+def there_and_back_and_another_file_there(source: Path, outside: Path) -> None:
+    (source / "old" / "file").rename(source / "older" / "between")
+    (source / "older" / "between").rename(source / "old" / "file")
+    (source / "older" / "file").rename(source / "older" / "between")
+
+
+# inotify merges the halves of two renames where one name is told of twice in a row.
+def a_rename_and_an_exchange_with_what_nobody_heard_of(source: Path, outside: Path) -> None:
+    (source / "new").mkdir()
+    (source / "new" / "file").touch()
+    (source / "old" / "file").rename(source / "file")
+    exchange(source / "new" / "file", source / "file")
+
+
+def an_exchange_and_one_with_what_nobody_heard_of(source: Path, outside: Path) -> None:
+    (source / "new").mkdir()
+    (source / "new" / "file").touch()
+    exchange(source / "old", source / "older" / "file")
+    exchange(source / "new" / "file", source / "old")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -592,6 +620,10 @@ def a_directory_takes_the_name_of_a_file(source: Path, outside: Path) -> None:
         an_exchange_there_and_on,
         a_directory_comes_over_an_empty_one_and_moves_on,
         a_directory_takes_the_name_of_a_file,
+        an_exchange_of_two_new_directories,
+        there_and_back_and_another_file_there,
+        a_rename_and_an_exchange_with_what_nobody_heard_of,
+        an_exchange_and_one_with_what_nobody_heard_of,
     ],
 )
 async def test_a_mirror_converges_although_the_daemon_is_late(

@@ -8,6 +8,7 @@ looked for again once that has been told.
 import errno
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -141,6 +142,12 @@ class Crawler:
                 if is_it and self.is_settled(parent, name) and not parent.is_below(directory):
                     return parent, name
         return None
+
+    def is_there(self, directory: Directory, name: bytes, is_dir: bool) -> bool:
+        """Whether there is something of a name and type, and nothing that is still to be told changes that."""
+        found = self._backing.stat_beneath(directory.prefix + name)
+        self._watcher.drain()
+        return found is not None and stat.S_ISDIR(found.st_mode) == is_dir and self.is_settled(directory, name)
 
     def is_in_place(self, directory: Directory) -> bool:
         """Whether a directory was, by now, where the tree has it, so that a look has found its entries."""

@@ -69,7 +69,7 @@ class EventPath:
         self.stream = stream = Stream(watcher)
         echoes, snapshot = Echoes(), Snapshot()
         crawler = Crawler(backing, watcher, stream, self.tree, filesystems, snapshot, recursive=recursive)
-        exchanges = Exchanges(backing, stream, crawler, self.tree, echoes)
+        exchanges = Exchanges(backing, stream, crawler, self.tree, echoes, snapshot)
         claims = Claims(backing, self.tree, echoes)
         self.teller = Teller(snapshot)
         arrivals = Arrivals(crawler, self.teller, snapshot)

@@ -216,7 +216,7 @@ class Hearing:
 
     @property
     def _unsettled(self) -> bool:
-        return bool(self._claims or self._joiner.waiting or self._held)
+        return bool(self._claims or self._joiner.waiting or self._held or self._translator.doubtful)
 
     async def _listen(self) -> None:
         while True:
@@ -244,6 +244,7 @@ class Hearing:
             await self.attend()
             await self._pay_debts()
             if not self._stream.has_unread:  # though positions may have grown, by what does not concern the tree
+                await self._look_again()
                 self._finish(position)
                 has_told = await self._pay_arrears()
                 if not has_told and not self._groups.debts and not await self._see():
@@ -270,31 +271,30 @@ class Hearing:
         if flushed:
             await self._pass_on(flushed)
         elif not self._joiner.waiting and not self._stream.has_unread and self._has_waited_enough():
-            held, self._held = self._held, []
-            end = self._claims.until_known(held)
-            self._held = held[end:]
-            await self._translate(held[:end])
+            end = self._claims.until_known(self._held)
+            await self._translate(self._held[:end])
+            self._held = self._held[end:]
 
     def _has_waited_enough(self) -> bool:
         return anyio.current_time() >= self._held_until or not self._exchanges.lacks_half(self._held)
 
     async def _pass_on(self, items: list[Item]) -> None:
         """Translate items but for the renames at their end that what follows may show in another light."""
-        held, self._held = self._held, []
-        items = held + items
-        end = len(items) - self._exchanges.undecided(items, more_follows=self._joiner.waiting)
-        end = min(end, self._claims.until_known(items))
-        if end < len(items):
-            self._held = items[end:]
+        self._held += items
+        end = self._claims.until_known(self._held)
+        undecided = await self._translate(self._held[:end], more_follows=self._joiner.waiting)
+        self._held = undecided + self._held[end:]
+        if self._held:
             self._held_until = anyio.current_time() + _HALF_TIMEOUT
             if not self._joiner.waiting:
                 self._patience = None  # what was waited for before has come
-        await self._translate(items[:end])
 
-    async def _translate(self, items: list[Item]) -> None:
-        for records in self._translator.translate(items, time.time_ns()):
+    async def _translate(self, items: list[Item], *, more_follows: bool | None = None) -> list[Item]:
+        """Tell of items, as `Translator.translate` does; return those that it has left."""
+        for records in self._translator.translate(items, time.time_ns(), more_follows=more_follows):
             self._publish(records)
             await self._take_turns()
+        return self._translator.undecided
 
     async def _pay_debts(self) -> None:
         """Tell groups what is in directories that they are owed, directory by directory, as far as they have room."""
@@ -314,6 +314,11 @@ class Hearing:
                 debt.group.pay(debt, entries)
                 await self._take_turns()
         debts.extend(unpaid)
+
+    async def _look_again(self) -> None:
+        for records in self._translator.look_again(time.time_ns()):
+            self._publish(records)
+            await self._take_turns()
 
     async def _see(self) -> bool:
         """Look at what has been told, in case it has to be recovered later; return whether there is more to tell."""
@@ -347,6 +352,7 @@ class Hearing:
         self._processed = position
         self._watcher.told(position)
         self._stream.told(position)
-        for entry in [entry for entry in self._waiters if entry[0] <= position and not self._groups.debts]:
+        is_open = bool(self._groups.debts or self._translator.doubtful)
+        for entry in [entry for entry in self._waiters if entry[0] <= position and not is_open]:
             self._waiters.remove(entry)
             entry[1].set()
