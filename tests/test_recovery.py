@@ -15,8 +15,8 @@ import trio
 
 from fusenotify import Event, Group, Kind, Origin, Reason, _linux, open_group
 from tests.harness import PATIENCE, Mount, patched, run
+from tests.reading import until
 from tests.soak import SEED, SOAK, examples
-from tests.test_overflow import read_until
 from tests.test_replica import Mirror, Workload, differences, exchange, tree
 
 STEPS = 24
@@ -123,7 +123,7 @@ async def lost(mount: Mount, group: Group, change: Callable[[Path], None]) -> li
     with trio.fail_after(PATIENCE):
         await group.sync()
         (mount.source / "end").touch()
-        events = await read_until(group, "end")
+        events = await until(group, "end")
     kinds = [event.kind for event in events]
     return events[kinds.index(Kind.OVERFLOW) : -1]
 
@@ -209,7 +209,7 @@ async def test_two_directories_that_were_exchanged(mount: Mount) -> None:
         assert replica == {"one", "one/other", "other", "other/one"}
         (mount.source / "one" / "other" / "later").touch()
         (mount.source / "other" / "one" / "later").touch()
-        told = await read_until(group, "other/one/later")
+        told = await until(group, "other/one/later")
     assert "one/other/later" in [event.path for event in told]
 
 
@@ -345,6 +345,6 @@ async def test_operations_through_the_mount_that_were_lost_are_told_as_local(mou
         with trio.fail_after(PATIENCE):
             await group.sync()
             (mount.source / "end").touch()
-            events = await read_until(group, "end")
+            events = await until(group, "end")
     creates = [(event.origin, event.pid) for event in events if event.kind is Kind.CREATE and event.path == "made"]
     assert (Origin.LOCAL, os.getpid()) in creates
