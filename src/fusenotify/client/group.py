@@ -225,8 +225,6 @@ class Group:
         while self._arrivals:
             source = self._arrivals.popleft()
             events = [seen for event in source.pop() for seen in self._seen(event, source, tasks)]
-            for number in source.owed():
-                tasks.start_soon(_recount, source, Recount(0, number))
             if source.has_news and source not in self._arrivals:
                 self._arrivals.append(source)
             if events:

@@ -21,7 +21,7 @@ from fusenotify.backing import Backing
 from fusenotify.client.marks import BATCH, Mark, Question, Source, only_one
 from fusenotify.errors import DaemonGone, EnvironmentProblem, NotAMount, NotPermitted
 from fusenotify.eventpath import EventPath
-from fusenotify.events import EXCHANGE, LOCAL, OVERFLOW, UNMOUNT, Event, EventRecord, Reason, Scope
+from fusenotify.events import EXCHANGE, LOCAL, OVERFLOW, UNMOUNT, Event, EventRecord, Scope
 from fusenotify.filesystems import Filesystems
 from fusenotify.mountinfo import read_mounts
 from fusenotify.protocol import DIR, REMOTE_ORIGIN, SUBTREE, AddMark, Done, Recount, RemoveMark, Sync
@@ -62,7 +62,6 @@ class LocalTree:
         self._root_path = os.path.dirname(target.real) if self._only not in (None, ROOT_PATH) else target.real
         self._on_arrival = on_arrival
         self._being_marked = 0
-        self._owed: set[int] = set()
         self._news = anyio.Event()
         self._failure: Exception | None = None
         self._tasks = anyio.CancelScope()
@@ -221,7 +220,7 @@ class LocalTree:
         """Return an event as it is told; None for what happened to others than the only one that is marked."""
         self.position = record.seq
         if record.kind == OVERFLOW:
-            return self._on_overflow(record)
+            return replace(record, path=os.fsencode(self._root_path))
         heard = record if self._only is None or record.kind == UNMOUNT else self._of_only(record)
         if heard is None:
             return None
@@ -239,18 +238,6 @@ class LocalTree:
             self._only = record.old_path
             return record
         return replace(record, old_path=None)
-
-    def _on_overflow(self, record: EventRecord) -> EventRecord:
-        """Have everything told anew where whoever reads was too slow."""
-        if record.reason == Reason.QUEUE:  # what the kernel has lost the event path finds out
-            self._owed.update(self.marks)
-        return replace(record, path=os.fsencode(self._root_path))
-
-    def owed(self) -> list[int]:
-        """Return, once, the marks whose reach is to be told anew as something here has lost events."""
-        owed = list(self._owed)
-        self._owed.clear()
-        return owed
 
     @property
     def _prefix(self) -> bytes:
