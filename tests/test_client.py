@@ -483,7 +483,7 @@ def test_a_cancelled_request_leaves_the_group_as_it_was(mount: Mount, go: Run[No
     async def main() -> None:
         async with open_group() as group:
             await group.mark(mount.mountpoint)
-            connection = next(iter(group._sources.values()))
+            connection = next(iter(group._sources))
             for _ in range(20):
                 with anyio.move_on_after(0):
                     await group.sync()
