@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fusenotify.arrivals import Arrivals
-from fusenotify.backing import Backing, Entry, entries_of
+from fusenotify.beneath import Beneath, Entry, entries_of
 from fusenotify.crawler import Crawler
 from fusenotify.events import CREATE, DELETE, IS_DIR, MODIFY, RECOVERED, EventRecord
 from fusenotify.identity import InodeKey
@@ -64,7 +64,7 @@ class Comparison:
 
     def __init__(
         self,
-        backing: Backing,
+        backing: Beneath,
         watcher: Watcher,
         crawler: Crawler,
         tree: Tree,
