@@ -198,30 +198,26 @@ async def test_a_file_with_two_names(mount: Mount) -> None:
 
 
 async def test_two_directories_that_were_exchanged(mount: Mount) -> None:
-    for name in ("one", "other"):
-        (mount.source / name / name).mkdir(parents=True)
+    for name in ("one/one", "above/other/other"):
+        (mount.source / name).mkdir(parents=True)
+
+    def change(source: Path) -> None:
+        exchange(source / "one", source / "above" / "other")
+        (source / "above" / "other" / "one" / "made").touch()
+
     async with open_group() as group:
         await group.mark(f"unix:{mount.socket}")
-        events = await lost(mount, group, lambda source: exchange(source / "one", source / "other"))
-        replica: set[str] = {"one", "one/one", "other", "other/other"}
-        for event in events:
-            follow(replica, event)
-        assert replica == {"one", "one/other", "other", "other/one"}
+        events = await lost(mount, group, change)
+        (swap,) = (event for event in events if event.kind is Kind.RENAME)
+        assert (swap.exchange, swap.is_dir, swap.recovered) == (True, True, True)
+        assert {swap.old_path, swap.path} == {"one", "above/other"}
+        assert recovered([event for event in events if event is not swap]) == {
+            (Kind.CREATE, None, "above/other/one/made"),
+        }
         (mount.source / "one" / "other" / "later").touch()
-        (mount.source / "other" / "one" / "later").touch()
-        told = await until(group, "other/one/later")
+        (mount.source / "above" / "other" / "one" / "later").touch()
+        told = await until(group, "above/other/one/later")
     assert "one/other/later" in [event.path for event in told]
-
-
-def follow(replica: set[str], event: Event) -> None:
-    """Apply an event to a set of paths."""
-    gone = event.old_path if event.kind is Kind.RENAME else event.path if event.kind is Kind.DELETE else None
-    moved = {path for path in replica if gone is not None and (path == gone or path.startswith(f"{gone}/"))}
-    replica -= moved
-    if event.kind is Kind.CREATE and event.path is not None:
-        replica.add(event.path)
-    elif event.kind is Kind.RENAME and event.path is not None and gone is not None:
-        replica |= {event.path + path[len(gone) :] for path in moved}
 
 
 async def test_an_overflow_while_it_recovers(mount: Mount) -> None:

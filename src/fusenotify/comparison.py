@@ -15,7 +15,7 @@ from typing import Final
 from fusenotify.arrivals import Arrivals
 from fusenotify.beneath import Beneath, Entry, entries_of
 from fusenotify.crawler import Crawler
-from fusenotify.events import CREATE, DELETE, IS_DIR, MODIFY, RECOVERED, EventRecord
+from fusenotify.events import CREATE, DELETE, EXCHANGE, IS_DIR, MODIFY, OTHER_IS_DIR, RECOVERED, EventRecord
 from fusenotify.identity import InodeKey
 from fusenotify.snapshot import UNKNOWN, Snapshot, numbered
 from fusenotify.telling import Teller
@@ -321,9 +321,14 @@ class Comparison:
         yield from self._teller.flush()
 
     def _put_in_place(self, directory: Directory, parent: Directory, name: bytes) -> Iterator[list[EventRecord]]:
+        if self._tree.contains(directory) and (directory.parent, directory.name) == (parent, name):
+            return  # it was told with what it has changed places with
         has_arrived = not self._tree.contains(directory) and self._tree.heard_by(directory.wd) is not None
         if has_arrived or not self._tree.contains(parent):
             return  # it was found where it went then, with what has been told of already
+        if self._has_changed_places(directory, parent, name):
+            yield from self._exchange(directory, parent, name)
+            return
         if name in self._snapshot.known(parent):
             yield from self._tell_gone(parent, name)
         if self._tree.contains(directory):
@@ -338,6 +343,24 @@ class Comparison:
             yield from self._arrivals.arrive(parent, name, None)
         else:
             self._tree.add(directory, parent, name)
+
+    def _has_changed_places(self, directory: Directory, parent: Directory, name: bytes) -> bool:
+        """Whether what was where a directory is now is where that was."""
+        other = parent.children.get(name)
+        return (
+            other is not None
+            and self._tree.contains(directory)
+            and self._places.get(other) == (directory.parent, directory.name)
+            and not self._tree.would_loop(directory, parent)
+            and not self._tree.would_loop(other, directory.parent)
+        )
+
+    def _exchange(self, directory: Directory, parent: Directory, name: bytes) -> Iterator[list[EventRecord]]:
+        assert directory.parent is not None
+        old = directory.parent, directory.name
+        self._teller.rename(old, (parent, name), True, None, EXCHANGE | OTHER_IS_DIR | RECOVERED)
+        yield from self._teller.flush()
+        self._tree.exchange(*old, parent, name)
 
     def _sources(self) -> dict[tuple[int, int], Place]:
         """Return where files were known to be that are not there any more, by device and `numbered` object."""
