@@ -272,11 +272,11 @@ def come_back_below_and_make(path: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("missed", "step", "one", "flags", "other"),
     [
-        (make_new, "_meet", "above", 0, "elsewhere"),
-        (make_new, "_meet", "above", _linux.RENAME_EXCHANGE, "other"),
-        (make_new, "_new", "above", 0, "elsewhere"),
-        (come_back_below_and_make("place/deep/made"), "tell", "place/deep/made", 0, "place/kept/made"),
-        (come_back_below_and_make("made"), "tell", "made", 0, "place/kept/made"),
+        (make_new, "comparison.Comparison._meet", "above", 0, "elsewhere"),
+        (make_new, "comparison.Comparison._meet", "above", _linux.RENAME_EXCHANGE, "other"),
+        (make_new, "comparison.Comparison._new", "above", 0, "elsewhere"),
+        (come_back_below_and_make("place/deep/made"), "repair.Repair.tell", "place/deep/made", 0, "place/kept/made"),
+        (come_back_below_and_make("made"), "repair.Repair.tell", "made", 0, "place/kept/made"),
     ],
     ids=["before it is met", "exchanged", "before it is listed", "into what is told anew", "and back to what is above"],
 )
@@ -307,14 +307,13 @@ async def test_what_moves_while_it_is_compared_is_found(
 
 
 RENAME_BEFORE = """
-from fusenotify import _linux
-from fusenotify.comparison import Comparison
-original = Comparison.{step}
+from fusenotify import _linux, comparison, repair
+original = {step}
 def moved_first(self, *arguments):
-    Comparison.{step} = original
+    {step} = original
     _linux.renameat2(-100, {one}, -100, {other}, {flags})
     return original(self, *arguments)
-Comparison.{step} = moved_first
+{step} = moved_first
 """
 
 
