@@ -9,7 +9,7 @@ from collections.abc import Callable
 from fusenotify.arrears import Arrears
 from fusenotify.arrivals import Arrivals
 from fusenotify.attention import Attention
-from fusenotify.backing import Backing
+from fusenotify.beneath import Beneath
 from fusenotify.claims import Claims
 from fusenotify.comparison import Comparison
 from fusenotify.crawler import Crawler
@@ -43,7 +43,7 @@ class EventPath:
 
     def __init__(
         self,
-        backing: Backing,
+        backing: Beneath,
         watcher: Watcher,
         filesystems: Filesystems,
         *,
