@@ -14,6 +14,7 @@ from fusenotify import (
     Event,
     Group,
     Kind,
+    Mark,
     NotAMount,
     NotPermitted,
     Origin,
@@ -101,7 +102,8 @@ def test_a_directory_without_what_is_below_it(directory: Path, go: Run[None]) ->
     go(main)
 
 
-def test_a_file_is_followed_in_its_directory(directory: Path, go: Run[None]) -> None:
+def test_a_file_is_followed_until_it_leaves_its_directory(directory: Path, go: Run[None]) -> None:
+    """The mark is on the file, as it is on a mount: not on the name, which others may take."""
     file, other = directory / "file", directory / "other"
     file.touch()
     other.touch()
@@ -116,15 +118,20 @@ def test_a_file_is_followed_in_its_directory(directory: Path, go: Run[None]) -> 
             file.rename(directory / "moved")
             (directory / "moved").unlink()
             told = await until(events, directory / "moved")
-            while told[-1].kind is not Kind.DELETE:
+            while told[-1].kind is not Kind.IGNORED:
                 told.append(await anext(events))
             assert brief(told) == [
                 ("modify", None, str(file)),
                 ("rename", str(file), f"{directory}/moved"),
                 ("modify", None, f"{directory}/moved"),
-                ("rename", None, f"{directory}/moved"),
-                ("delete", None, f"{directory}/moved"),
+                ("delete_self", None, f"{directory}/moved"),
+                ("ignored", None, f"{directory}/moved"),
             ]
+            assert {event.origin for event in told} == {Origin.LOCAL}
+            mark = told[-1].mark
+            assert isinstance(mark, Mark)
+            with pytest.raises(UsageError, match="no such mark"):
+                await events.unmark(mark)
 
     go(main)
 
