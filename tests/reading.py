@@ -4,20 +4,24 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+import anyio
+
 from fusenotify import Event, Group
+from tests.harness import PATIENCE
 
 T = TypeVar("T")
 Run = Callable[[Callable[[], Awaitable[T]]], T]
 
 
 async def until(group: Group, path: str | Path) -> list[Event]:
-    """Return everything up to the first event on a path."""
-    told = []
-    async for event in group:
-        told.append(event)
-        if str(path) in (event.path, event.old_path):
-            break
-    return told
+    """Return everything up to and including the first event on a path."""
+    told: list[Event] = []
+    with anyio.fail_after(PATIENCE):
+        async for event in group:
+            told.append(event)
+            if str(path) in (event.path, event.old_path):
+                return told
+    raise AssertionError(f"the group ended before {path!r} came; it told {told}")
 
 
 async def hear(group: Group, told: list[Event]) -> None:

@@ -187,7 +187,7 @@ def test_a_connection_that_is_lost_while_nothing_happens_loses_nothing(service: 
         async with watch(service.target("socket"), reconnect=True) as group:
             (service.source / "before").mkdir()
             assert (await anext(group)).path == "before"
-            (connection,) = group._sources.values()
+            (connection,) = group._sources
             assert isinstance(connection, client.Connection)
             _hang_up(connection)
             async with anyio.create_task_group() as tasks:
@@ -197,7 +197,7 @@ def test_a_connection_that_is_lost_while_nothing_happens_loses_nothing(service: 
                     told.append(await anext(group))
 
                 tasks.start_soon(read)
-                while connection in group._sources.values():
+                while connection in group._sources:
                     await anyio.lowlevel.checkpoint()
                 (service.source / "after").mkdir()
             assert [(event.kind, event.path) for event in told] == [(Kind.CREATE, "after")]
@@ -211,7 +211,7 @@ def test_a_connection_that_is_lost_with_events_tells_everything_anew(service: Se
 
     async def main() -> None:
         async with watch(service.target("socket"), reconnect=True) as group:
-            (connection,) = group._sources.values()
+            (connection,) = group._sources
             assert isinstance(connection, client.Connection)
             _hang_up(connection)
             change(service.source)

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fusenotify.backing import Backing, Entry
+from fusenotify.beneath import Beneath, Entry
 from fusenotify.filesystems import Filesystems
 from fusenotify.identity import InodeKey
 from fusenotify.snapshot import Snapshot
@@ -50,7 +50,7 @@ class Crawler:
 
     def __init__(
         self,
-        backing: Backing,
+        backing: Beneath,
         watcher: Watcher,
         stream: Stream,
         tree: Tree,

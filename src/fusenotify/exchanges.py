@@ -8,7 +8,7 @@ kernel holds both parents' locks throughout, so nothing else can happen in them 
 from collections.abc import Sequence
 from typing import Final
 
-from fusenotify.backing import Backing
+from fusenotify.beneath import Beneath
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes
 from fusenotify.identity import InodeKey
@@ -24,7 +24,7 @@ class Exchanges:
     """Looks for the halves, and for the evidence."""
 
     def __init__(
-        self, backing: Backing, stream: Stream, crawler: Crawler, tree: Tree, echoes: Echoes, snapshot: Snapshot
+        self, backing: Beneath, stream: Stream, crawler: Crawler, tree: Tree, echoes: Echoes, snapshot: Snapshot
     ) -> None:
         self._backing = backing
         self._stream = stream

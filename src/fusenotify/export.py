@@ -25,11 +25,11 @@ from fusenotify.inodes import FIRST_SYNTHETIC, InodeTable
 from fusenotify.listening import Listener, opened
 from fusenotify.locator import Locator
 from fusenotify.peer import Services
-from fusenotify.recovery import topmost
 from fusenotify.root import Root
 from fusenotify.server import Server
 from fusenotify.status import MOST_DEAF_PATHS, MOST_QUEUES, Histogram, Latency, Replays, Status
 from fusenotify.store import Store
+from fusenotify.tree import topmost
 from fusenotify.watchers import choosing
 from fusenotify.whereabouts import Whereabouts
 

@@ -89,9 +89,6 @@ class Source(Protocol):
     def pop(self) -> list[Event]:
         """Return some of the oldest events that wait."""
 
-    def owed(self) -> list[int]:
-        """Return, once, the marks whose reach is to be told anew as something here has lost events."""
-
     async def aclose(self) -> None:
         """Let go of everything."""
 

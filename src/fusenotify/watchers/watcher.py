@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from fusenotify.backing import Entry, entries_of
+from fusenotify.beneath import Entry, entries_of
 from fusenotify.identity import InodeKey
 from fusenotify.joiner import RawEvent
 
