@@ -235,6 +235,10 @@ class FrameBuffer:
         self._bytes = bytearray()
         self._broken: str | None = None
 
+    def __len__(self) -> int:
+        """Return how many bytes wait for the rest of their frame."""
+        return len(self._bytes)
+
     def feed(self, data: bytes) -> list[bytes]:
         """Take some bytes and return the payloads that are complete now.
 

@@ -225,7 +225,8 @@ class QueueFiles:
     def write(self, fh: int, data: bytes) -> int:
         """Take requests; EAGAIN while too many are unanswered, EINVAL for what is no request."""
         queue = self._working(fh)
-        if queue.peer.is_busy:
+        room = queue.peer.room
+        if room is not None and len(data) > room:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         try:
             queue.peer.feed(data)
