@@ -214,9 +214,11 @@ class Group:
     def mark_over(self, path: bytes, preferred: int, *, below: bool = False) -> int | None:
         """Return the number of the mark by which the group is told of a path of the tree, if there is any.
 
-        A mark on the very object will not do where it is about what is `below` as well.
+        That is one that shares with no other, if possible, as what is told here is told once. A mark on the very object
+        will not do where it is about what is `below` as well.
         """
         covering = self._covering(path)
+        covering = [mark for mark in covering if not mark.shared] or covering
         mark = self._index.get(preferred)
         if mark is not None and (mark in covering or (not below and mark.scope == INODE and _is_at(mark.place, path))):
             return mark.number

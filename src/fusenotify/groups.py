@@ -241,7 +241,7 @@ class Groups:
         group.add(
             Mark(
                 request.mark, place, request.scope, request.kinds | ALWAYS, request.origins, request.exclude_pid, uids,
-                request.oneshot, request.handles,
+                request.oneshot, request.handles, request.shared,
             )
         )  # fmt: skip
         return True

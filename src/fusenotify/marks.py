@@ -34,6 +34,7 @@ class Mark:
         uids: the users whose changes are of interest; None for everybody's.
         oneshot: whether it ends with the first event.
         handles: whether events carry handles.
+        shared: whether what it takes is also for the next mark that wants it.
         order: of two marks that want an event, the one with the lower number gets it.
     """
 
@@ -46,6 +47,7 @@ class Mark:
     uids: frozenset[int] | None
     oneshot: bool = False
     handles: bool = False
+    shared: bool = False
     order: int = 0
 
     def wants(self, record: EventRecord) -> bool:

@@ -58,6 +58,7 @@ class AddMark(msgspec.Struct, tag="mark", array_like=True):
     uids: tuple[int, ...] | None = None
     oneshot: bool = False
     handles: bool = False
+    shared: bool = False
 
 
 class RemoveMark(msgspec.Struct, tag="unmark", array_like=True):
