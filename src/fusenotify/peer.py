@@ -340,7 +340,7 @@ class Peer:
         return None
 
     def close(self) -> None:
-        """Drop the group and its queue, and all that is held of requests and answers."""
+        """Drop the group and its queue, and all that is held of requests and answers; `run` has to have ended."""
         self._share.close()
         if self._group is not None:
             self._services.groups.close(self._group)

@@ -250,10 +250,9 @@ class QueueFiles:
         return ready | (_READY_TO_READ if queue.peer.has_output else 0)
 
     def release(self, fh: int) -> None:
-        """Close a queue file and drop its group."""
+        """Close a queue file; its group is dropped when nothing is carried out for it any more."""
         queue = self._open.pop(fh)
         self._open_by[queue.peer.uid] -= 1
         if not self._open_by[queue.peer.uid]:
             del self._open_by[queue.peer.uid]
         queue.scope.cancel()
-        queue.peer.close()
