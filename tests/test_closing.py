@@ -1,14 +1,17 @@
-"""A client that goes away while its requests are carried out leaves nothing behind."""
+"""What goes away at the wrong moment leaves nothing in the daemon: clients, and directories."""
 
 import os
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
 
 from fusenotify import protocol
 from fusenotify.events import DEFAULT
 from fusenotify.protocol import AddMark, AskStatus, Hello, Recount, Report
-from tests.harness import Mount
-from tests.test_queue_file import Opener, opened
+from tests.harness import Mount, mounted
+from tests.test_queue_file import Opener, QueueFile, opened
 
 __all__ = ["opened"]  # a fixture
 
@@ -52,3 +55,24 @@ def test_a_mark_that_comes_when_its_client_has_gone_is_not_kept(mount: Mount, op
         assert isinstance(answer, Report)
     assert kept(mount, "file") == 0
     (mount.source / "file").unlink()
+
+
+@pytest.mark.parametrize("watcher", ["inotify", "fanotify"])
+def test_directories_that_are_seen_just_before_they_go_are_not_watched_for_ever(directory: Path, watcher: str) -> None:
+    with mounted(directory, ["--watcher", watcher]) as mount:
+        outside = directory / "outside"
+        outside.mkdir()
+        for number in range(300):
+            (mount.source / f"d{number}").mkdir()
+            os.listdir(mount.mountpoint)  # the daemon watches it before it has heard of it
+            if number % 2:
+                (mount.source / f"d{number}").rmdir()
+            else:
+                (mount.source / f"d{number}").rename(outside / f"d{number}")
+        watches = 2
+        while watches > 1:
+            (mount.source / "file").touch()  # whatever happens has it look
+            with closing(QueueFile(mount.mountpoint)) as bystander:
+                answer = bystander.ask(AskStatus(1))
+                assert isinstance(answer, Report)
+                watches = answer.status.watches

@@ -106,6 +106,11 @@ class Crawler:
             stack.extend((directory, entry) for entry, is_dir, _ in adoption.entries if is_dir)
             self._watcher.drain()
 
+    def tidy_up(self) -> None:
+        """Stop watching what was adopted early and has not come; everything that has happened has to have been told."""
+        if not self._missed:
+            self._watcher.drop_early(self._tree.by_wd.__contains__)
+
     def start_over(self) -> set[Directory]:
         """Forget what was waited for, as the stream is not told where it would have come; return where that was."""
         doubtful = set(self._missed)
@@ -186,7 +191,7 @@ class Crawler:
         if adoption is None or self.is_settled(parent, name):
             return adoption
         if adoption.wd is None or adoption.wd not in self._tree.by_wd:
-            self._watcher.adoptions[adoption.key] = adoption  # for when the stream comes to it
+            self._watcher.keep(adoption)
         return None
 
     def is_settled(self, parent: Directory, name: bytes) -> bool:
