@@ -671,6 +671,21 @@ def test_ends_that_nobody_reads_are_bounded_like_marks(monkeypatch: pytest.Monke
     world.groups.close(other)
 
 
+def test_users_that_are_named_count_like_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusenotify.group.MOST_MARKS", 20)
+    world = World(b"a")
+    group = world.groups.open(7, world.tree.root, 0)
+    world.mark(group, b"a", 1, uids=tuple(range(1000)))
+    group.check_room(2)
+    world.mark(group, b"a", 2, uids=tuple(range(1000)))
+    with pytest.raises(LimitReached):
+        group.check_room(3)
+    assert world.groups.fanout.ledger.of(7).marks == 2 + 2000 // 64
+    world.mark(group, b"a", 2)
+    group.check_room(3)
+    world.groups.close(group)
+
+
 def test_nothing_comes_after_unmount() -> None:
     world = World(b"a")
     group = world.open()

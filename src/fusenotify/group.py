@@ -107,10 +107,10 @@ class Group:
         Raises:
             LimitReached: so it is.
         """
-        if number not in self._index and len(self._index) + self.queue.ends >= MOST_MARKS:
+        if number not in self._index and self._weight >= MOST_MARKS:
             raise LimitReached(
-                f"a group can have {MOST_MARKS} marks, ended ones included whose `ignored` was not read; one mark on a "
-                "directory above covers them all"
+                f"a group can have {MOST_MARKS} marks, ended ones included whose `ignored` was not read, and less if "
+                "they name many users; one mark on a directory above covers them all"
             )
 
     def remove(self, number: int) -> None:
@@ -135,9 +135,12 @@ class Group:
 
     def _count_marks(self) -> None:
         """Take note of how many marks there are, and of those that have ended and whose end nobody has read."""
-        count = len(self._index) + self.queue.ends
-        self._usage.marks += count - self._counted
-        self._counted = count
+        self._usage.marks += self._weight - self._counted
+        self._counted = self._weight
+
+    @property
+    def _weight(self) -> int:
+        return self._index.weight + self.queue.ends
 
     def end(self, place: Place, path: bytes | None, cause: EventRecord) -> None:
         """End the marks on an object that has left the tree, whose last path is given, and tell of it."""

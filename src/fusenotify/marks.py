@@ -14,6 +14,7 @@ from fusenotify.pinned import PinnedFile, PinnedFiles
 from fusenotify.protocol import DIR, FILESYSTEM, INODE, LOCAL_ORIGIN, REMOTE_ORIGIN, SUBTREE
 from fusenotify.tree import ROOT_PATH, Directory, Tree
 
+_USERS_OF_A_MARK: Final = 64  # so many users that marks name take the memory, and count as much, as another mark
 ANY_ORIGIN: Final = LOCAL_ORIGIN | REMOTE_ORIGIN
 
 # What a mark is on. A directory is an object of the tree, a file is known by its descriptor: either is followed.
@@ -133,7 +134,13 @@ class MarkIndex:
         self._marks: dict[int, Mark] = {}
         self._on: dict[Place | None, list[Mark]] = {}  # None: everywhere
         self._added = 0
+        self._users = 0  # that are named
         self.handles = 0
+
+    @property
+    def weight(self) -> int:
+        """How many marks there are, those counted for more that name many users."""
+        return len(self._marks) + self._users // _USERS_OF_A_MARK
 
     def __len__(self) -> int:
         return len(self._marks)
@@ -156,6 +163,7 @@ class MarkIndex:
         self._added += 1
         mark.order = before.order if before is not None else self._added
         self._marks[mark.number] = mark
+        self._users += len(mark.uids or ())
         self.handles += mark.handles
         self._on.setdefault(mark.place, []).append(mark)
 
@@ -163,6 +171,7 @@ class MarkIndex:
         """Remove a mark and return it, None if there is none of this number."""
         mark = self._marks.pop(number, None)
         if mark is not None:
+            self._users -= len(mark.uids or ())
             self.handles -= mark.handles
             self._on[mark.place].remove(mark)
             if not self._on[mark.place]:
