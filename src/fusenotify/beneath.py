@@ -96,6 +96,17 @@ class Beneath:
         """Return the attributes of what is at a path below the root, None where nothing can be seen."""
         return self._seen_beneath(path, os.fstat)
 
+    def key_unopened(self, path: bytes) -> InodeKey | None:
+        """Return as `key_beneath` where no descriptor can be had; good to know an object again, and for nothing else.
+
+        Somebody who swaps directories for symbolic links at that moment may have it be of an object elsewhere.
+        """
+        try:
+            status = os.stat(path, dir_fd=self.root_fd, follow_symlinks=False)
+        except OSError:
+            return None
+        return InodeKey(status.st_dev, status.st_ino)
+
     def key_beneath(self, path: bytes) -> InodeKey | None:
         """Return which object is at a path below the root, None where nothing can be seen."""
         return self._seen_beneath(path, key_of)

@@ -22,6 +22,7 @@ from fusenotify.filesystems import Filesystems
 from fusenotify.handles import Sealer
 from fusenotify.identification import Identifier
 from fusenotify.inodes import FIRST_SYNTHETIC, InodeTable
+from fusenotify.intake import Intake
 from fusenotify.listening import Listener, opened
 from fusenotify.locator import Locator
 from fusenotify.peer import Services
@@ -125,6 +126,7 @@ class Export:
         """Return what clients can ask for; `quiet` waits for the requests of the mount, if there is one."""
         return Services(
             groups=self.groups,
+            intake=Intake(),
             locator=self._locator,
             epoch=self._epoch,
             position=lambda: self._teller.seq,

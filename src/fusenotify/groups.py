@@ -98,8 +98,8 @@ class Groups:
         """Remove a group and forget what it has not read."""
         if self._groups.pop(group, self) is self:
             return
-        group.remove_all()
         self.fanout.remove(group)
+        group.remove_all()
         self.fanout.ledger.close_group(self.fanout.ledger.of(group.uid))
 
     def publish(self, records: list[EventRecord]) -> None:
@@ -115,7 +115,10 @@ class Groups:
             return
         told = records[:-1] if last.kind == UNMOUNT else records
         if told:
-            self.fanout.publish(self._news_of(told))
+            news = self._news_of(told)
+            self.fanout.publish(news)
+            # Who has fallen behind is not told of events, but of the end of a mark all the same.
+            self._end_files(one for sighting in news.sightings for one in sighting.ended if one.file in self._places)
         if last.kind == UNMOUNT:
             self.fanout.end(last)
 
@@ -237,7 +240,7 @@ class Groups:
         group.add(
             Mark(
                 request.mark, place, request.scope, request.kinds | ALWAYS, request.origins, request.exclude_pid, uids,
-                request.oneshot, request.handles,
+                request.oneshot, request.handles, request.shared,
             )
         )  # fmt: skip
         return True

@@ -248,6 +248,8 @@ class Hearing:
                 self._finish(position)
                 has_told = await self._pay_arrears()
                 if not has_told and not self._groups.debts and not await self._see():
+                    if self._is_quiet():
+                        self._crawler.tidy_up()
                     return
 
     async def _await_partner(self) -> None:

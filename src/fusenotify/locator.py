@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-import trio
+import anyio
 
 from fusenotify.backing import Backing, Found, as_user, find_readable
 from fusenotify.callers import Credentials
@@ -19,6 +19,7 @@ from fusenotify.errors import NotPermitted, StaleHandle, UsageError, quoted
 from fusenotify.handles import Sealer
 from fusenotify.identity import Identity, InodeKey
 from fusenotify.inodes import InodeTable, synthetic_nodeid
+from fusenotify.threads import run_abandonable
 from fusenotify.tree import Directory, Tree
 from fusenotify.whereabouts import Whereabouts
 
@@ -40,7 +41,7 @@ class Locator:
         self._tree = tree
         self._whereabouts = whereabouts
         self._sealer = sealer
-        self._limiters: dict[int, trio.CapacityLimiter] = {}
+        self._limiters: dict[int, anyio.CapacityLimiter] = {}
 
     async def lookup(self, base: Directory, path: bytes, user: Credentials) -> tuple[str, bool]:
         """Return the handle of what is at a path below `base`, and whether it is a directory.
@@ -96,15 +97,19 @@ class Locator:
             if root.identity == identity:
                 return b"."
         nodeids = [number, synthetic_nodeid(identity)]
-        place = functools.partial(self._whereabouts.place, identity, number, nodeids, self._guesses(identity, number))
+        guesses = self._guesses(identity, number)
+
+        def place() -> bytes:
+            placed = self._whereabouts.place(identity, number, nodeids, guesses)
+            placed.found.close()
+            return placed.path
+
         try:
-            found = await self._in_thread(user, place)
+            return await self._in_thread(user, place, lambda _: None)
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
             raise StaleHandle(_GONE) from error
-        found.found.close()
-        return found.path
 
     def _guesses(self, identity: Identity, number: int) -> list[bytes]:
         """Return where the object was seen last, as a node or as a watched directory."""
@@ -120,16 +125,16 @@ class Locator:
 
     async def find_readable(self, path: bytes, user: Credentials) -> Found:
         """Look up what a user may read at a path; see `backing.find_readable`."""
-        return await self._in_thread(user, functools.partial(find_readable, self._backing, path, *user))
+        return await self._in_thread(user, functools.partial(find_readable, self._backing, path, *user), Found.close)
 
     async def _find(self, path: bytes, user: Credentials) -> Found:
         def find() -> Found:
             with as_user(*user):
                 return self._backing.find_beneath(path)
 
-        return await self._in_thread(user, find)
+        return await self._in_thread(user, find, Found.close)
 
-    async def _in_thread(self, user: Credentials, work: Callable[[], T]) -> T:
+    async def _in_thread(self, user: Credentials, work: Callable[[], T], close: Callable[[T], None]) -> T:
         """Look at the tree, parts of which may be silent: it is left behind when the client goes or the daemon ends."""
-        limiter = self._limiters.setdefault(user.uid, trio.CapacityLimiter(_THREADS))
-        return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)
+        limiter = self._limiters.setdefault(user.uid, anyio.CapacityLimiter(_THREADS))
+        return await run_abandonable(work, close, limiter)

@@ -12,6 +12,7 @@ from fusenotify.addresses import Address, TlsAddress, UnixAddress
 from fusenotify.config import QUEUE_FILE
 from fusenotify.errors import DaemonGone, EnvironmentProblem, LimitReached, NotAMount, NotPermitted, UsageError
 from fusenotify.sockets import Stream, TlsStream, connect_tls, connect_unix
+from fusenotify.threads import run_abandonable
 from fusenotify.tls import REFUSED, Tls
 
 Credentials = Tls | ssl.SSLContext  # of a client, for daemons behind TLS
@@ -61,9 +62,7 @@ class QueueFile:
         """
         path = os.path.join(mount_root, QUEUE_FILE)
         try:
-            fd = await anyio.to_thread.run_sync(
-                os.open, path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC, abandon_on_cancel=True
-            )
+            fd = await run_abandonable(lambda: os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC), os.close)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotAMount(f"{mount_root} is not on a fusenotify mount: it has no {QUEUE_FILE}") from error
         except PermissionError as error:

@@ -11,7 +11,7 @@ from fusenotify import protocol
 from fusenotify.batch import Batch
 from fusenotify.client.marks import BATCH, Mark, Question, Source, only_one
 from fusenotify.errors import DaemonGone
-from fusenotify.events import IGNORED, OVERFLOW, RECOVERED, Event, EventRecord
+from fusenotify.events import DELETE_SELF, IGNORED, OVERFLOW, RECOVERED, Event, EventRecord
 from fusenotify.protocol import (
     AddMark,
     Done,
@@ -25,7 +25,7 @@ from fusenotify.protocol import (
     RemoveMark,
     Report,
 )
-from fusenotify.queue import DEFAULT_LIMIT, Queue
+from fusenotify.queue import DEFAULT_LIMIT, End, Queue
 from fusenotify.targets import Target
 from fusenotify.transports import Transport
 
@@ -197,7 +197,7 @@ class Connection:
         if records[0].kind == OVERFLOW:
             self.lose(records[0].seq, records[0].time_ns, records[0].reason)
             return
-        self.queue.push(mark, Batch(records))
+        self.queue.push(mark, End(records) if last.kind & (DELETE_SELF | IGNORED) else Batch(records))
         self._on_arrival(self)
 
     def lose(self, seq: int, time_ns: int, reason: str) -> None:

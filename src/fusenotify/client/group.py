@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.lowlevel
@@ -15,7 +16,7 @@ from fusenotify.client.marks import Mark, Source, check_mark
 from fusenotify.client.questions import is_directory
 from fusenotify.client.sources import Sources
 from fusenotify.errors import DaemonGone, UsageError
-from fusenotify.events import Event, Kind, Origin, Scope, format_cursor
+from fusenotify.events import Event, EventRecord, Kind, Origin, Scope, format_cursor
 from fusenotify.protocol import AddMark, Done, Recount, Sync
 from fusenotify.targets import LocalTarget, resolve_any
 from fusenotify.transports import Credentials
@@ -42,6 +43,8 @@ class Group:
         self._reconnect = reconnect
         self._sources = Sources(limit, reconnect=reconnect, tls=tls)
         self._ready: deque[Event] = deque()
+        # What was handed on last of a mark that shares its events: those behind it are told the same.
+        self._shared: WeakKeyDictionary[Source, Event] = WeakKeyDictionary()
         self._numbers = 0
         self._has_marked = False
 
@@ -90,7 +93,7 @@ class Group:
         if isinstance(resolved, LocalTarget):
             check_mark(resolved, scope, origin)
         patterns = _patterns(ignore, resolved.base) if ignore else None
-        # What is left out here as well cannot end a mark there (see `_end_oneshot`).
+        # What is left out here as well cannot end a mark there (see `_end_oneshot`), nor keep others from having it.
         is_ended_there = patterns is None and not isinstance(resolved, LocalTarget)
         self._numbers += 1
         request = AddMark(
@@ -104,6 +107,7 @@ class Group:
             uids=None if uids is None else tuple(uids),
             oneshot=oneshot and is_ended_there,
             handles=handles,
+            shared=patterns is not None or (oneshot and not is_ended_there),
         )
         key, source = await self._sources.find(resolved, scope)
 
@@ -180,23 +184,36 @@ class Group:
 
     def _oldest(self) -> list[Event]:
         """Return the events that came first, none if there are none."""
-        while (told := self._sources.pop()) is not None:
-            source, heard = told
-            events = [seen for event in heard for seen in self._seen(event, source)]
-            if events:
-                return self._end_oneshot(events, source)
+        while (heard := self._sources.pop()) is not None:
+            if events := self._handed_on(*heard):
+                return events
         return []
 
-    def _end_oneshot(self, events: list[Event], source: Source) -> list[Event]:
-        """Return the events of one mark, only the first if that ends the mark here."""
-        mark = events[0].mark
+    def _handed_on(self, source: Source, heard: list[Event]) -> list[Event]:
+        """Return what is handed on of events of one mark, only the first if that ends the mark here."""
+        told: list[Event] = []
+        for event in heard:
+            shared = self._shared.get(source)
+            if shared is not None and shared.mark is not event.mark and _are_same(shared.record, event.record):
+                continue  # another mark has had it
+            seen = self._seen(event, source)
+            told += seen
+            if len(seen) == 1 and _is_shared(event, source) and _are_same(seen[0].record, event.record):
+                self._shared[source] = event
+            if seen and self._end_oneshot(event, source):
+                return told[:1]
+        return told
+
+    def _end_oneshot(self, event: Event, source: Source) -> bool:
+        """End the mark of an event if that is done here; return whether it is."""
+        mark = event.mark
         if not isinstance(mark, Mark) or not mark.oneshot or source.marks.get(mark.number) is not mark:
-            return events  # or it has ended there
-        if events[0].kind in (Kind.OVERFLOW, Kind.UNMOUNT):
-            return events  # of the whole source
+            return False  # or it has ended there
+        if event.kind in (Kind.OVERFLOW, Kind.UNMOUNT):
+            return False  # of the whole source
         del source.marks[mark.number]
         self._sources.tasks.start_soon(self._drop, mark, source)
-        return events[:1]
+        return True
 
     async def _drop(self, mark: Mark, source: Source) -> None:
         with suppress(DaemonGone, UsageError):  # the source has gone, which is told elsewhere, or the mark has
@@ -232,6 +249,17 @@ def _patterns(lines: Collection[str], base: bytes) -> "Ignore":
     from fusenotify.client.ignoring import Ignore  # noqa: PLC0415 - few have a use for it, and pathspec is slow to load
 
     return Ignore(lines, base)
+
+
+def _is_shared(event: Event, source: Source) -> bool:
+    """Whether other marks are told of an event as well, as that of its mark may leave it out here."""
+    asked = source.asked.get(event.mark.number) if isinstance(event.mark, Mark) else None
+    return asked is not None and asked.shared
+
+
+def _are_same(one: EventRecord, other: EventRecord) -> bool:
+    """Whether two marks were told the same, with handles or without."""
+    return (one.seq, one.kind, one.path, one.old_path) == (other.seq, other.kind, other.path, other.old_path)
 
 
 async def _recount(source: Source, request: Recount) -> None:
