@@ -43,8 +43,8 @@ class Share:
 
     def close(self) -> None:
         """Take note that nothing is held, now and later."""
+        self._intake.leave(self)  # first, or it would be told of the room that it makes
         self.hold(0)
-        self._intake.leave(self)
 
 
 class Intake:
