@@ -293,8 +293,7 @@ def _may_hide_another(came_in: Move, left: Move) -> bool:
     that of an exchange with a place that is not heard, say. What it brought is of the same type as what the first did,
     or they would not be equal.
     """
-    place = came_in.new_wd, came_in.new_name
-    return left.new_wd is None and came_in.old_wd is not None and place == (left.old_wd, left.old_name)
+    return left.new_wd is None and (came_in.new_wd, came_in.new_name) == (left.old_wd, left.old_name)
 
 
 def _end_of(item: Item) -> int:
