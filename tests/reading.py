@@ -1,10 +1,11 @@
 """What tests of the client library share: a function is run by fixture `go` under asyncio and under trio."""
 
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from fusenotify import Event, Group
+from fusenotify import Event, Group, client
 
 T = TypeVar("T")
 Run = Callable[[Callable[[], Awaitable[T]]], T]
@@ -24,3 +25,11 @@ async def hear(group: Group, told: list[Event]) -> None:
     """Add what comes until it ends with an error."""
     async for event in group:
         told.append(event)
+
+
+def hang_up(group: Group) -> client.Connection:
+    """Lose the only connection of a group, by a unix socket, as a network does it; return what was lost."""
+    (connection,) = group._sources.values()
+    assert isinstance(connection, client.Connection)
+    connection._transport._stream._socket.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
+    return connection
