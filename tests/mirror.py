@@ -7,7 +7,6 @@ from pathlib import Path
 from examples.replica import Replica, Seen, look
 from fusenotify import Event, Group
 
-
 Differences = dict[str, tuple[Seen | None, Seen | None]]  # path: what the mirror shows, what is there
 
 

@@ -1,7 +1,7 @@
 """Convergence: who mirrors a tree by nothing but events, and looks at the paths they name, ends up with the tree.
 
-A machine goes through steps chosen at random: changes on both sides, by one thread or two; events that are read late, or
-not at all; a daemon that is stopped, overrun, ended or killed; a connection that is lost. Whenever it checks, and in
+A machine goes through steps chosen at random: changes on both sides, by one thread or two; events that are read late,
+or not at all; a daemon that is stopped, overrun, ended or killed; a connection that is lost. Whenever it checks, and in
 the end, the mirror has to become the tree again.
 
 It goes by seeds, not by hypothesis: a step takes from a millisecond to half a second, so they have to be weighted, and
@@ -228,7 +228,7 @@ class Machine:
         """Read until a file is told of that is made now, and compare the mirror with the tree."""
         probe = self._inside / f"probe {next(self._probes)}"
         make([probe])
-        await self._read_until_told(os.path.relpath(probe, self._tree.source))
+        await self._read_until_told(str(probe.relative_to(self._tree.source)))
         wrong = differences(self._mirror, self._tree.source, self._inside)
         os.unlink(probe)
         wrong.pop(self._plan.marked, None)  # nobody tells of the marked directory itself
@@ -298,7 +298,7 @@ class Machine:
 
     def story(self) -> str:
         """Tell what the machine did, and what was heard of it."""
-        told = [repr(event) for event in self._mirror.events if event.path not in NOISE]
+        told = [repr(event) for event in self._mirror.events if event.path not in NOISE and "probe" not in repr(event)]
         return "\n".join([repr(self._plan), "--- done", *self.log, "--- told", *told])
 
 

@@ -152,6 +152,19 @@ def a_directory_takes_the_name_of_a_file(source: Path, outside: Path) -> None:
     (source / "old" / "file" / "new").touch()
 
 
+def an_exchange_with_the_outside_and_one_inside(source: Path, outside: Path) -> None:
+    """The kernel merges the end of the first exchange with the beginning of the other."""
+    (outside / "other").write_bytes(b"came")
+    exchange(outside / "other", source / "old" / "file")
+    exchange(source / "old" / "file", source / "older")
+
+
+def two_exchanges_of_a_file_and_on(source: Path, outside: Path) -> None:
+    exchange(source / "old" / "file", source / "older" / "file")
+    exchange(source / "old" / "below", source / "older" / "file")
+    (source / "older" / "file").rename(source / "moved")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -171,6 +184,8 @@ def a_directory_takes_the_name_of_a_file(source: Path, outside: Path) -> None:
         an_exchange_there_and_on,
         a_directory_comes_over_an_empty_one_and_moves_on,
         a_directory_takes_the_name_of_a_file,
+        an_exchange_with_the_outside_and_one_inside,
+        two_exchanges_of_a_file_and_on,
     ],
 )
 async def test_a_mirror_converges_although_the_daemon_is_late(
