@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from fusenotify import DaemonGone, Event, Group, Kind, Reason, open_group, watch
+from fusenotify import DaemonGone, Event, Group, Kind, Reason, open_group, transports, watch
 from tests.certificates import Authority, listening, options
 from tests.harness import Mount, Restartable, Watch
 from tests.reading import Run, hang_up
@@ -211,6 +211,17 @@ def test_a_connection_that_is_lost_with_events_tells_everything_anew(service: Se
     go(main)
 
 
+def test_a_queue_file_that_is_lost_while_it_is_about_to_be_read_is_closed(service: Service, go: Run[None]) -> None:
+    async def main() -> None:
+        lost = await transports.QueueFile.open(os.fspath(service.mountpoint))
+        await lost.aclose()
+        with (service.source / "file").open("x"), pytest.raises(anyio.ClosedResourceError):  # it may have the number
+            await lost.receive()
+        await lost.aclose()
+
+    go(main)
+
+
 def test_without_reconnect_it_is_the_end(service: Service, go: Run[None]) -> None:
     async def main() -> None:
         async with watch(service.mountpoint) as group:
@@ -251,6 +262,26 @@ def test_everything_is_told_through_a_short_queue(service: Service, go: Run[None
             mirror.follow(await anext(group))
             await follow_until(group, mirror, service.source)
             assert mirror.overflows == [Reason.RESTART]
+
+    go(main)
+
+
+def test_what_is_told_anew_is_told_after_the_directory_that_it_is_in(service: Service, go: Run[None]) -> None:
+    """What does not fit into the queue is put off; what is below it would fit, and has to wait."""
+    for one in range(8):
+        for other in range(8):
+            os.makedirs(service.source / f"{one}" / f"{other}" / "below")
+
+    async def main() -> None:
+        async with watch(service.target("socket"), limit=10, reconnect=True) as group:
+            service.stop(signal.SIGKILL)
+            service.start()
+            await anext(group)
+            told = {""}
+            while len(told) <= 8 + 8 * 8 * 2:
+                path = (await anext(group)).path or ""
+                assert os.path.dirname(path) in told
+                told.add(path)
 
     go(main)
 

@@ -165,6 +165,14 @@ def two_exchanges_of_a_file_and_on(source: Path, outside: Path) -> None:
     (source / "older" / "file").rename(source / "moved")
 
 
+def an_exchange_of_what_has_just_come_in(source: Path, outside: Path) -> None:
+    """The kernel merges the coming of the first directory with that of the second."""
+    for name in ("one", "other"):
+        (outside / name / "below").mkdir(parents=True)
+    (outside / "one").rename(source / "new")
+    exchange(outside / "other", source / "new")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -186,6 +194,7 @@ def two_exchanges_of_a_file_and_on(source: Path, outside: Path) -> None:
         a_directory_takes_the_name_of_a_file,
         an_exchange_with_the_outside_and_one_inside,
         two_exchanges_of_a_file_and_on,
+        an_exchange_of_what_has_just_come_in,
     ],
 )
 async def test_a_mirror_converges_although_the_daemon_is_late(

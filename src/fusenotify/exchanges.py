@@ -191,7 +191,10 @@ class Exchanges:
         if before is not None and before.wd is not None:
             return self._stream.has_moved(before.wd, came_in.position)
         # A directory that is renamed over is not there to leave.
-        return came_in.is_dir != left.is_dir or self._crawler.is_missed(directory, came_in.new_name)
+        if came_in.is_dir != left.is_dir or self._crawler.is_missed(directory, came_in.new_name):
+            return True
+        # It came itself by a move that the kernel has merged with the other one.
+        return before is None and self.may_be_there(directory, came_in.new_name)
 
 
 def is_watched(directory: Directory | None) -> bool:
