@@ -27,9 +27,15 @@ async def hear(group: Group, told: list[Event]) -> None:
         told.append(event)
 
 
-def hang_up(group: Group) -> client.Connection:
-    """Lose the only connection of a group, by a unix socket, as a network does it; return what was lost."""
+def connection_of(group: Group) -> client.Connection:
+    """Return the only connection of a group."""
     (connection,) = group._sources.values()
     assert isinstance(connection, client.Connection)
+    return connection
+
+
+def hang_up(group: Group) -> client.Connection:
+    """Lose the only connection of a group, by a unix socket, as a network does it; return what was lost."""
+    connection = connection_of(group)
     connection._transport._stream._socket.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
     return connection

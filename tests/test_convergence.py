@@ -24,7 +24,7 @@ import pytest
 import trio
 from trio.to_thread import run_sync
 
-from fusenotify import DaemonGone, Kind, Reason, open_group
+from fusenotify import DaemonGone, Event, Kind, Reason, open_group
 from tests.harness import FUSENOTIFY, PATIENCE, Restartable, changed
 from tests.mirror import Differences, Mirror, differences
 from tests.reading import hang_up
@@ -34,7 +34,6 @@ from tests.workload import NOISE, Workload, overflow_fanotify, overflow_inotify
 
 RUNS = examples(100, 7000)  # with each kind of daemon
 CHANGES = 12  # in one step, by all threads together
-PROBES = 100  # so many files made, one after the other, have to be enough for what is owed to be told
 LINKS = threading.Lock()
 # Of few paths only it is noted one by one that a group has missed them; directories stand for the others.
 FORGETFUL = """
@@ -153,7 +152,7 @@ class Machine:
         self._workloads = [self._workload(f"{seed} {number}") for number in range(plan.threads)]
         self._group = open_group(limit=plan.limit, reconnect=True)
         self._mirror = Mirror(self._group, tree.mountpoint if plan.looks_at_mount else tree.source)
-        self._checked = 0  # events that had been told when the mirror was the tree
+        self._is_owed = False  # whether more may come of what has happened long ago
         self._probes = itertools.count()
 
     def _workload(self, seed: str) -> Workload:
@@ -213,26 +212,19 @@ class Machine:
     async def check(self) -> None:
         """Read until the mirror is the tree.
 
-        It has to be by the time that a change is told that was made last, unless more is owed by then.
+        It has to be as soon as the last change is told. But where a queue was full, or the daemon or the connection was
+        lost, more is owed, which comes when nothing else happens.
         """
-        is_owed = not await self._sync()
-        wrong = await self._look()
-        for _ in range(PROBES):
-            if not wrong or not (is_owed or self._is_owed()):
+        self._is_owed |= not await self._sync()
+        while True:
+            wrong, is_live = await self._probe()
+            if not wrong and (is_live or not self._is_owed):
                 break
-            wrong = await self._look()
-        assert not wrong, f"(told, there): {wrong}\n{self.story()}"
-        self._checked = len(self._mirror.events)
-
-    async def _look(self) -> Differences:
-        """Read until a file is told of that is made now, and compare the mirror with the tree."""
-        probe = self._inside / f"probe {next(self._probes)}"
-        make([probe])
-        await self._read_until_told(str(probe.relative_to(self._tree.source)))
-        wrong = differences(self._mirror, self._tree.source, self._inside)
-        os.unlink(probe)
-        wrong.pop(self._plan.marked, None)  # nobody tells of the marked directory itself
-        return wrong
+            assert self._is_owed, f"(told, there): {wrong}\n{self.story()}"
+            while self.differences():
+                for event in await self._group.batch():
+                    self._take(event)
+        self._is_owed = False
 
     async def _sync(self) -> bool:
         """Wait for what has happened to be queued; return whether there is a daemon to wait for."""
@@ -242,10 +234,20 @@ class Machine:
             return False
         return True
 
-    def _is_owed(self) -> bool:
-        """Whether there may be events to come of what has happened long ago."""
-        told = self._mirror.events[self._checked :]
-        return any(event.kind is Kind.OVERFLOW and event.reason is not Reason.KERNEL for event in told)
+    async def _probe(self) -> tuple[Differences, bool]:
+        """Make something and read until it is told; return what is wrong then, and if it was told as it happened."""
+        probe = self._inside / f"probe {next(self._probes)}"
+        os.mkfifo(probe)  # this is one event
+        told = await self._read_until_told(str(probe.relative_to(self._tree.source)))
+        wrong = self.differences()
+        os.unlink(probe)
+        return wrong, not told.recovered
+
+    def differences(self) -> Differences:
+        """Compare the mirror with the tree."""
+        found = differences(self._mirror, self._tree.source, self._inside)
+        found.pop(self._plan.marked, None)  # nobody tells of the marked directory itself
+        return found
 
     # --- changing ----------------------------------------------------------------------------------------------------
 
@@ -289,12 +291,17 @@ class Machine:
             yield
             reading.cancel_scope.cancel()
 
-    async def _read_until_told(self, path: str | None) -> None:
-        """Have the mirror follow what is told until it has been told of a path; for ever without."""
+    async def _read_until_told(self, path: str | None) -> Event:
+        """Have the mirror follow what is told until it has been told of a path, for ever without; return the last."""
         async for event in self._group:
-            self._mirror.take(event)
+            self._take(event)
             if path is not None and self._mirror.replica.knows(path):
-                return
+                return event
+        raise AssertionError
+
+    def _take(self, event: Event) -> None:
+        self._mirror.take(event)
+        self._is_owed |= event.kind is Kind.OVERFLOW and event.reason is not Reason.KERNEL
 
     def story(self) -> str:
         """Tell what the machine did, and what was heard of it."""
@@ -322,4 +329,4 @@ async def test_a_mirror_converges_whatever_happens(tree: Tree, number: int) -> N
     machine = Machine(tree, Plan.of(random.Random(seed), falls_behind=tree.variety.falls_behind), seed)
     with trio.move_on_after(PATIENCE) as patience:
         await machine.run()
-    assert not patience.cancelled_caught, machine.story()
+    assert not patience.cancelled_caught, f"(told, there): {machine.differences()}\n{machine.story()}"

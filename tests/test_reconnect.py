@@ -11,7 +11,7 @@ import pytest
 from fusenotify import DaemonGone, Event, Group, Kind, Reason, open_group, transports, watch
 from tests.certificates import Authority, listening, options
 from tests.harness import Mount, Restartable, Watch
-from tests.reading import Run, hang_up
+from tests.reading import Run, connection_of, hang_up
 
 WAYS = ["queue file", "socket", "TLS"]
 
@@ -218,6 +218,19 @@ def test_a_queue_file_that_is_lost_while_it_is_about_to_be_read_is_closed(servic
         with (service.source / "file").open("x"), pytest.raises(anyio.ClosedResourceError):  # it may have the number
             await lost.receive()
         await lost.aclose()
+
+    go(main)
+
+
+@pytest.mark.parametrize("way", ["queue file", "socket"])
+def test_a_request_to_a_connection_that_has_been_replaced_has_no_answer(
+    service: Service, go: Run[None], way: str
+) -> None:
+    async def main() -> None:
+        async with watch(service.target(way), reconnect=True) as group:
+            await connection_of(group).aclose()
+            with pytest.raises(DaemonGone):
+                await group.sync()
 
     go(main)
 

@@ -35,7 +35,7 @@ def deafened(mount: Mount) -> Iterator[None]:
         os.kill(mount.pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("number", range(examples(16, 400)))
+@pytest.mark.parametrize("number", range(examples(8, 400)))
 async def test_a_mirror_converges_through_overflows(mount: Mount, number: int) -> None:
     dice = random.Random(f"{SEED} {number}")
     outside = mount.source.parent / "outside"

@@ -173,6 +173,13 @@ def an_exchange_of_what_has_just_come_in(source: Path, outside: Path) -> None:
     exchange(outside / "other", source / "new")
 
 
+def an_exchange_of_what_has_just_been_moved(source: Path, outside: Path) -> None:
+    (outside / "coming" / "other" / "below").mkdir(parents=True)
+    (outside / "coming").rename(source / "came")
+    (source / "old").rename(source / "new")
+    exchange(source / "came" / "other", source / "new")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -195,6 +202,7 @@ def an_exchange_of_what_has_just_come_in(source: Path, outside: Path) -> None:
         an_exchange_with_the_outside_and_one_inside,
         two_exchanges_of_a_file_and_on,
         an_exchange_of_what_has_just_come_in,
+        an_exchange_of_what_has_just_been_moved,
     ],
 )
 async def test_a_mirror_converges_although_the_daemon_is_late(

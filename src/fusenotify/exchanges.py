@@ -5,6 +5,7 @@ naive mirror would destroy one of the two. What tells them apart: a watched dire
 kernel holds both parents' locks throughout, so nothing else can happen in them between the halves.
 """
 
+import stat
 from collections.abc import Sequence
 from typing import Final
 
@@ -143,6 +144,22 @@ class Exchanges:
         directory = self._where_they_take_turns(came_in, left)
         return directory is not None and self._came_back(directory, came_in, left)
 
+    def successor(self, came: Move, left: Move) -> tuple[Directory, bool] | None:
+        """Return where there is still something at a name that was left right after something came there.
+
+        It is what was exchanged with that: the kernel merges its coming with the first one's while that is unread.
+
+        Returns:
+            The directory of the name, and whether it stands for a directory; None if it stands for nothing.
+        """
+        if (came.new_wd, came.new_name) != (left.old_wd, left.old_name) or came.is_dir != left.is_dir:
+            return None
+        directory = self._tree.heard_by(left.old_wd)
+        if directory is None or self._tree.heard_by(left.new_wd) is not None:
+            return None
+        found = self._backing.stat_beneath(directory.prefix + left.old_name)
+        return (directory, stat.S_ISDIR(found.st_mode)) if found is not None else None
+
     def _where_they_take_turns(self, came_in: Move, left: Move) -> Directory | None:
         """Return the directory where something came into the tree by a name and something left it by the same name."""
         if (came_in.new_wd, came_in.new_name) != (left.old_wd, left.old_name):
@@ -191,10 +208,7 @@ class Exchanges:
         if before is not None and before.wd is not None:
             return self._stream.has_moved(before.wd, came_in.position)
         # A directory that is renamed over is not there to leave.
-        if came_in.is_dir != left.is_dir or self._crawler.is_missed(directory, came_in.new_name):
-            return True
-        # It came itself by a move that the kernel has merged with the other one.
-        return before is None and self.may_be_there(directory, came_in.new_name)
+        return came_in.is_dir != left.is_dir or self._crawler.is_missed(directory, came_in.new_name)
 
 
 def is_watched(directory: Directory | None) -> bool:

@@ -118,8 +118,8 @@ class Translator:
                 self.position = _end_of(items[index if partner is None else partner])
                 if (yield from self._renames.on_rename(item, items[partner] if partner is not None else None)):
                     told.add(partner)
-                elif came_in is not None and self.exchanges.is_swap(came_in, item):
-                    yield from self._renames.on_move(came_in, None)
+                elif came_in is not None:
+                    yield from self._after_another(came_in, item)
                 self._came_in = item
             elif (directory := self.tree.by_wd.get(item[1])) is not None:
                 yield from self._on_event(directory, item)
@@ -137,6 +137,13 @@ class Translator:
         self._teller.time_ns = time_ns
         yield from self._tell_unheard(position)
         yield from self._teller.flush()
+
+    def _after_another(self, came: Move, left: Move) -> Iterator[list[EventRecord]]:
+        """Tell what is at a name, if the last two renames had something come there and leave it, and more is hidden."""
+        if self.exchanges.is_swap(came, left):
+            yield from self._renames.on_move(came, None)
+        elif (successor := self.exchanges.successor(came, left)) is not None:
+            yield from self._arrivals.introduce(successor[0], left.old_name, successor[1])
 
     # --- one event -------------------------------------------------------------------------------------------------
 
