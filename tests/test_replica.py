@@ -173,6 +173,14 @@ def an_exchange_of_what_has_just_come_in(source: Path, outside: Path) -> None:
     exchange(outside / "other", source / "new")
 
 
+def an_exchange_of_what_has_just_come_in_and_on(source: Path, outside: Path) -> None:
+    for name in ("one", "other"):
+        (outside / name / "below").mkdir(parents=True)
+    (outside / "one").rename(source / "old" / "new")
+    exchange(outside / "other", source / "old" / "new")
+    (source / "old").rename(source / "moved")
+
+
 def an_exchange_of_what_has_just_been_moved(source: Path, outside: Path) -> None:
     (outside / "coming" / "other" / "below").mkdir(parents=True)
     (outside / "coming").rename(source / "came")
@@ -202,6 +210,7 @@ def an_exchange_of_what_has_just_been_moved(source: Path, outside: Path) -> None
         an_exchange_with_the_outside_and_one_inside,
         two_exchanges_of_a_file_and_on,
         an_exchange_of_what_has_just_come_in,
+        an_exchange_of_what_has_just_come_in_and_on,
         an_exchange_of_what_has_just_been_moved,
     ],
 )

@@ -5,7 +5,6 @@ naive mirror would destroy one of the two. What tells them apart: a watched dire
 kernel holds both parents' locks throughout, so nothing else can happen in them between the halves.
 """
 
-import stat
 from collections.abc import Sequence
 from typing import Final
 
@@ -144,21 +143,18 @@ class Exchanges:
         directory = self._where_they_take_turns(came_in, left)
         return directory is not None and self._came_back(directory, came_in, left)
 
-    def successor(self, came: Move, left: Move) -> tuple[Directory, bool] | None:
-        """Return where there is still something at a name that was left right after something came there.
+    def place_of_successor(self, came: Move, left: Move) -> Directory | None:
+        """Return the directory of a name that was left right after something came there, if that stands for more.
 
-        It is what was exchanged with that: the kernel merges its coming with the first one's while that is unread.
-
-        Returns:
-            The directory of the name, and whether it stands for a directory; None if it stands for nothing.
+        It is what was exchanged with that, and of its type: the kernel merges its coming with the first one's while
+        that is unread.
         """
         if (came.new_wd, came.new_name) != (left.old_wd, left.old_name) or came.is_dir != left.is_dir:
             return None
         directory = self._tree.heard_by(left.old_wd)
         if directory is None or self._tree.heard_by(left.new_wd) is not None:
             return None
-        found = self._backing.stat_beneath(directory.prefix + left.old_name)
-        return (directory, stat.S_ISDIR(found.st_mode)) if found is not None else None
+        return directory if self.may_be_there(directory, left.old_name) else None
 
     def _where_they_take_turns(self, came_in: Move, left: Move) -> Directory | None:
         """Return the directory where something came into the tree by a name and something left it by the same name."""

@@ -142,8 +142,8 @@ class Translator:
         """Tell what is at a name, if the last two renames had something come there and leave it, and more is hidden."""
         if self.exchanges.is_swap(came, left):
             yield from self._renames.on_move(came, None)
-        elif (successor := self.exchanges.successor(came, left)) is not None:
-            yield from self._arrivals.introduce(successor[0], left.old_name, successor[1])
+        elif (directory := self.exchanges.place_of_successor(came, left)) is not None:
+            yield from self._arrivals.introduce(directory, left.old_name, left.is_dir)
 
     # --- one event -------------------------------------------------------------------------------------------------
 
