@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import fusenotify
-from examples.replica import Replica, Seen
+from examples.replica import Replica, Seen, look
 
 FUSENOTIFY = [sys.executable, "-m", "fusenotify"]
 END = ".the-end"
@@ -165,13 +165,7 @@ def look_at(root: Path) -> Iterator[tuple[str, Seen]]:
     for directory, names, files in os.walk(root):
         for name in names + files:
             path = Path(directory) / name
-            mode = path.lstat().st_mode
-            content = b""
-            if path.is_symlink():
-                content = os.fsencode(os.readlink(path))
-            elif path.is_file():
-                content = path.read_bytes()
-            yield str(path.relative_to(root)), Seen(mode, content)
+            yield str(path.relative_to(root)), look(path)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """What tests of the client library share: a function is run by fixture `go` under asyncio and under trio."""
 
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
 import anyio
 
-from fusenotify import Event, Group
+from fusenotify import Event, Group, client
 from tests.harness import PATIENCE
 
 T = TypeVar("T")
@@ -28,3 +29,17 @@ async def hear(group: Group, told: list[Event]) -> None:
     """Add what comes until it ends with an error."""
     async for event in group:
         told.append(event)
+
+
+def connection_of(group: Group) -> client.Connection:
+    """Return the only connection of a group."""
+    (connection,) = group._sources
+    assert isinstance(connection, client.Connection)
+    return connection
+
+
+def hang_up(group: Group) -> client.Connection:
+    """Lose the only connection of a group, by a unix socket, as a network does it; return what was lost."""
+    connection = connection_of(group)
+    connection._transport._stream._socket.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
+    return connection

@@ -14,7 +14,7 @@ import trio
 
 from fusenotify import Event, Group, Kind, Origin, open_group
 from tests.harness import FUSENOTIFY, PATIENCE, Mount, mounted, run
-from tests.test_replica import Mirror, differences
+from tests.mirror import Mirror, differences
 
 LIMIT = 5
 # A user namespace has limits of its own, and its mounts are seen by nobody else.

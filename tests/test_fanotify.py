@@ -16,9 +16,10 @@ import trio
 from fusenotify import Kind, Origin, Scope, _fanotify, _linux, open_group
 from tests.filesystems import filesystem
 from tests.harness import PATIENCE, Mount, Watch, mounted, patched, run
+from tests.mirror import Mirror, differences
 from tests.reading import until
 from tests.test_overflow import blackout
-from tests.test_replica import Mirror, differences, exchange
+from tests.workload import exchange
 
 WRITES = 300
 FANOTIFY = ["--watcher", "fanotify"]

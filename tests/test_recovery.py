@@ -15,23 +15,12 @@ import trio
 
 from fusenotify import Event, Group, Kind, Origin, Reason, _linux, open_group
 from tests.harness import PATIENCE, Mount, patched, run
+from tests.mirror import Mirror, differences, tree
 from tests.reading import until
 from tests.soak import SEED, SOAK, examples
-from tests.test_replica import Mirror, Workload, differences, exchange, tree
+from tests.workload import NOISE, Workload, exchange, overflow_inotify
 
 STEPS = 24
-NOISE = ("noise", "more noise")
-
-
-def overflow(directory: Path) -> None:
-    """Raise more events than the kernel's queue holds, so that what follows is lost unless somebody reads them."""
-    files = [directory / name for name in NOISE]
-    for file in files:
-        file.touch()
-    for number in range(int(Path("/proc/sys/fs/inotify/max_queued_events").read_text()) + 2):
-        os.utime(files[number % 2])
-    for file in files:
-        file.unlink()
 
 
 @contextlib.contextmanager
@@ -40,13 +29,13 @@ def deafened(mount: Mount) -> Iterator[None]:
     os.kill(mount.pid, signal.SIGSTOP)
     try:
         os.waitid(os.P_PID, mount.pid, os.WSTOPPED)
-        overflow(mount.source)
+        overflow_inotify(mount.source)
         yield
     finally:
         os.kill(mount.pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("number", range(examples(16, 400)))
+@pytest.mark.parametrize("number", range(examples(8, 400)))
 async def test_a_mirror_converges_through_overflows(mount: Mount, number: int) -> None:
     dice = random.Random(f"{SEED} {number}")
     outside = mount.source.parent / "outside"
@@ -69,7 +58,7 @@ async def test_a_mirror_converges_through_overflows(mount: Mount, number: int) -
             os.kill(mount.pid, signal.SIGSTOP)
             try:
                 first.run(STEPS // 4, ("source",))  # these are heard, and late
-                overflow(mount.source)
+                overflow_inotify(mount.source)
                 first.run(STEPS, ("source",))
             finally:
                 os.kill(mount.pid, signal.SIGCONT)

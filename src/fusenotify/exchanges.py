@@ -130,7 +130,7 @@ class Exchanges:
         if new.announced is None and move.new_name not in self._snapshot.known(new):
             return False  # nothing was there to come back
         if move.is_dir != mirror.is_dir or not move.is_dir:
-            return move.is_dir != mirror.is_dir or self.may_be_there(new, move.new_name)
+            return move.is_dir != mirror.is_dir or self._was_there(new, mirror)
         evidence = self._evidence(old, new, move, mirror)
         if evidence is not None:
             return evidence
@@ -170,6 +170,12 @@ class Exchanges:
         there = self._backing.stat_beneath(directory.path)
         is_there = there is not None and InodeKey(there.st_dev, there.st_ino) == directory.key
         return not (is_there and self._crawler.is_in_place(directory))
+
+    def _was_there(self, directory: Directory, mirror: Move) -> bool:
+        """Whether there may have been something at the name that a rename took something from, once it had done so."""
+        # A look shows the present, in which that may have left the name.
+        leaves = mirror.old_wd is not None and self._stream.leaves(mirror.old_wd, mirror.old_name, mirror.end)
+        return leaves or self.may_be_there(directory, mirror.old_name)
 
     def _evidence(self, old: Directory, new: Directory, move: Move, mirror: Move) -> bool | None:
         """Whether it was the other directory that moved back; None as long as nothing tells."""

@@ -285,10 +285,11 @@ class Group:
     def defer(self, debt: Debt, count: int) -> bool:
         """Put a debt off if there is no room for so many events, or others are missed; return whether it is.
 
-        What a queue could never hold is told as far as it goes.
+        What a queue could never hold is told as far as it goes. What follows waits too: a directory comes before what
+        is in it.
         """
         has_room = len(self.queue) + count <= self.queue.limit or not len(self.queue)
-        if has_room and self.lag.doubt is None:
+        if has_room and self.lag.doubt is None and not self._deferred:
             return False
         self._deferred.append(debt)
         return True

@@ -90,10 +90,6 @@ class Groups:
         self.fanout.add(group)
         return group
 
-    def expect_handles(self) -> None:
-        """Begin to take note of what handles of events take; a mark that wants them comes soon."""
-        self.identifier.expect()
-
     def close(self, group: Group) -> None:
         """Remove a group and forget what it has not read."""
         if self._groups.pop(group, self) is self:

@@ -17,7 +17,7 @@ from fusenotify.claims import Claims
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import LocalOperation
 from fusenotify.events import EventRecord
-from fusenotify.group import Debt
+from fusenotify.group import Debt, Group
 from fusenotify.groups import Groups
 from fusenotify.joiner import Item, Joiner
 from fusenotify.recovery import Recovery
@@ -302,14 +302,19 @@ class Hearing:
         """Tell groups what is in directories that they are owed, directory by directory, as far as they have room."""
         debts = self._groups.debts
         unpaid: list[Debt] = []
+        waiting: set[Group] = set()  # a directory comes before what is in it, so nobody's later debts are paid first
         while debts:
             debt = debts.popleft()
+            if debt.group in waiting:
+                unpaid.append(debt)
+                continue
             entries = None if debt.directory.gone else self._crawler.entries_of(debt.directory)
             # What was just seen is the present, and what is still to be told is told as of the past.
             is_early = self._has_untold or entries is None
             if is_early and not debt.directory.gone and debt.tries < _MOST_TRIES:
                 debt.tries += 1
                 unpaid.append(debt)
+                waiting.add(debt.group)
             elif entries is None:
                 debt.group.write_off(debt)
             elif not debt.group.defer(debt, len(entries)):

@@ -250,8 +250,6 @@ class Peer:
         _check_lengths(request)
         self._services.groups.check_reach(self._credentials.uid, request.scope)
         self._services.groups.check_room(self._credentials.uid)
-        if request.handles:
-            self._services.groups.expect_handles()
         for _ in range(_MARK_ATTEMPTS):
             with contextlib.closing(await self._readable(request)) as found:
                 await self._services.caught_up()

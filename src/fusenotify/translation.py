@@ -162,8 +162,8 @@ class Translator:
             return partner
         if came_in is not None and self.exchanges.is_swap(came_in, move):
             yield from self._renames.on_move(came_in, None)
-        elif came_in is not None and _may_hide_another(came_in, move):
-            self._doubt(move)
+        elif came_in is not None and (came_in.new_wd, came_in.new_name) == (move.old_wd, move.old_name):
+            self._doubt_what_left(move)
         return None
 
     def settle(self, position: int, time_ns: int) -> Iterator[list[EventRecord]]:
@@ -181,10 +181,16 @@ class Translator:
                 yield from self._arrivals.meet(directory, name, is_dir)
         yield from self._teller.flush()
 
-    def _doubt(self, left: Move) -> None:
-        directory = self.tree.heard_by(left.old_wd)
-        if directory is not None:
-            self.doubtful[directory, left.old_name] = left.is_dir
+    def _doubt_what_left(self, move: Move) -> None:
+        """Take note that something may be at a name still that was left right after a rename to it.
+
+        inotify merges two IN_MOVED_TO of a name that are next to each other, though their cookies differ: the second
+        may be that of an exchange with a place that is not heard. What it brought is of the same type as what the first
+        one did, or they would not be equal.
+        """
+        directory = self.tree.heard_by(move.old_wd)
+        if directory is not None and self.tree.heard_by(move.new_wd) is None:
+            self.doubtful[directory, move.old_name] = move.is_dir
 
     # --- one event -------------------------------------------------------------------------------------------------
 
@@ -284,16 +290,6 @@ class Translator:
             else:
                 flags = IS_DIR if expectation.is_dir else 0
                 self._teller.tell(expectation.kind, directory.prefix + at.name or ROOT_PATH, operation, flags)
-
-
-def _may_hide_another(came_in: Move, left: Move) -> bool:
-    """Whether something else may have come to a name between a rename to it and what left by it next.
-
-    inotify merges two IN_MOVED_TO of a name that are next to each other, though their cookies differ: the second is
-    that of an exchange with a place that is not heard, say. What it brought is of the same type as what the first did,
-    or they would not be equal.
-    """
-    return left.new_wd is None and (came_in.new_wd, came_in.new_name) == (left.old_wd, left.old_name)
 
 
 def _end_of(item: Item) -> int:

@@ -18,6 +18,7 @@ from fusenotify.tls import REFUSED, Tls
 Credentials = Tls | ssl.SSLContext  # of a client, for daemons behind TLS
 
 _READ_SIZE: Final = 1 << 20
+_CLOSED: Final = -1  # no descriptor
 _CONNECT: Final = 10.0  # seconds for a connection and its handshake
 GONE: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.ESTALE, errno.EIO})
 
@@ -107,6 +108,8 @@ class QueueFile:
             return data
 
     def _translated(self, error: OSError) -> Exception:
+        if self._fd == _CLOSED:
+            return anyio.ClosedResourceError()
         return self._gone(error.strerror) if error.errno in GONE else error
 
     def _gone(self, why: str | None) -> DaemonGone:
@@ -114,9 +117,12 @@ class QueueFile:
 
     async def aclose(self) -> None:
         """Close the file; whoever still waits for it gets an error."""
-        anyio.notify_closing(self._fd)
+        fd, self._fd = self._fd, _CLOSED  # its number may soon be another file's
+        if fd == _CLOSED:
+            return
+        anyio.notify_closing(fd)
         with contextlib.suppress(OSError):  # ENOTCONN: the daemon has gone before us; closed it is all the same
-            os.close(self._fd)
+            os.close(fd)
 
 
 class Socket:

@@ -72,7 +72,11 @@ class Connection:
         await self._await_answer(0)
 
     async def request(self, message: Question) -> protocol.Reply:
-        """Send a request and return the answer; the request gets its number here."""
+        """Send a request and return the answer; the request gets its number here.
+
+        Raises:
+            DaemonGone: nobody answers, or no more: another connection may have taken this one's place.
+        """
         self._requests += 1
         number = message.request = self._requests
         try:
@@ -82,6 +86,8 @@ class Connection:
             if self._answers.pop(number, None) is None:
                 self._abandoned.add(number)
             raise
+        except anyio.ClosedResourceError as error:
+            raise DaemonGone(f"the connection to {self.target.given} was lost before there was an answer") from error
 
     async def mark(self, message: AddMark, make: Callable[[Done], Mark]) -> Mark:
         """Send a request for a mark; `make` makes it of the answer.
