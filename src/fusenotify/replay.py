@@ -47,8 +47,7 @@ class Replay:
         self._table = nodes.table
         self._pending = pending
         self._counts = counts
-        self._outside = self._table.add_ghost(stat.S_IFDIR)
-        self._outside.lookups += 1  # for ever
+        self._outside: Node | None = None  # while the kernel holds it
         self._pid = 0
         self._executing: Callable[[], int] = lambda: 0
         self._handed_out: dict[int, Plan] = {}
@@ -206,9 +205,9 @@ class Replay:
 
     def _lookup(self, plan: Plan, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
         if parent == ROOT_NODEID and name == self.outside:
-            return self._entry(self._outside, 1)
+            return self._entry(self._outside_node(), 0)
         self._decide(plan)
-        if parent == self._outside.nodeid:
+        if self._is_outside(parent):
             if plan.old is None and plan.subject is not None:
                 return self._entry(plan.subject, 1)
             raise _no_entry()
@@ -219,6 +218,14 @@ class Replay:
         for node in self._table.entries.at(self._table.get(parent).key, name)[-1:]:
             return self._entry(node, 0)  # on the way to a directory
         raise stale()
+
+    def _outside_node(self) -> Node:
+        if self._outside is None or self._table.find(self._outside.nodeid) is None:
+            self._outside = self._table.add_ghost(stat.S_IFDIR)
+        return self._outside
+
+    def _is_outside(self, nodeid: int) -> bool:
+        return self._outside is not None and nodeid == self._outside.nodeid
 
     def _told(self, plan: Plan, place: Place | None, node: Node | None) -> pyfuse3.EntryAttributes:
         """Say what a name stands for before the change."""
@@ -285,9 +292,8 @@ class Replay:
         self._table.entries.take(plan.subject, *plan.old.entry)
 
     def _rename(self, plan: Plan, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
-        outside = self._outside.nodeid
-        fits = _is_at(plan.old, parent, name) if plan.old is not None else parent == outside
-        fits &= _is_at(plan.new, new_parent, new_name) if plan.new is not None else new_parent == outside
+        fits = _is_at(plan.old, parent, name) if plan.old is not None else self._is_outside(parent)
+        fits &= _is_at(plan.new, new_parent, new_name) if plan.new is not None else self._is_outside(new_parent)
         if plan.kind != events.RENAME or not fits or plan.subject is None:
             raise stale()
         plan.made = True

@@ -148,9 +148,14 @@ class Replaying:
 
         From then on there must be nothing of ours that holds the filesystem: it is to end with its last mount.
         """
-        mount = mount_at(self._mountpoint, read_mounts())
-        if mount is None or not mount.is_ours:
-            return  # it has gone already
+        try:
+            mount = mount_at(self._mountpoint, read_mounts())
+            if mount is not None and mount.is_ours:
+                await self._run_on(mount)
+        finally:
+            self._planner.is_on = False
+
+    async def _run_on(self, mount: MountEntry) -> None:
         if not has_capability(CAP_SYS_ADMIN):
             await self._run(mount, Visible(mount.mount_id, self._mountpoint))
             return
@@ -167,15 +172,11 @@ class Replaying:
     async def _run(self, mount: MountEntry, root: Root) -> None:
         with changes_of_mounts() as changes, changes_of_mounts() as more_changes:
             self._replay.is_covered = _Cover(mount.device, more_changes).is_there
-            self._planner.is_on = True
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._carry_out, root, nursery)
-                    while any(one.device == mount.device for one in read_mounts()):
-                        await trio.lowlevel.wait_readable(changes.fileno())
-                    nursery.cancel_scope.cancel()
-            finally:
-                self._planner.is_on = False
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._carry_out, root, nursery)
+                while any(one.device == mount.device for one in read_mounts()):
+                    await trio.lowlevel.wait_readable(changes.fileno())
+                nursery.cancel_scope.cancel()
 
     def _wake(self) -> None:
         self._work.set()
