@@ -189,6 +189,19 @@ def test_a_renamed_directory_takes_its_content_and_its_watches_along(mount: Moun
     assert (mount.mountpoint / "to" / "d2" / "e" / "x").exists()
 
 
+def test_a_directory_is_renamed_and_changed_at_once(mount: Mount, onlooker: Onlooker) -> None:
+    (mount.source / "d0").mkdir()
+    onlooker.watch("d0")
+    onlooker.events()
+    with halted(replayer_of(mount)):
+        for number in range(3):
+            (mount.source / f"d{number}").rename(mount.source / f"d{number + 1}")
+            os.mknod(mount.source / f"d{number + 1}" / f"file{number}")
+    assert [event for event in onlooker.events() if event.startswith("d0")] == [
+        "d0: MOVE_SELF", "d0: CREATE file0", "d0: MOVE_SELF", "d0: CREATE file1", "d0: MOVE_SELF", "d0: CREATE file2"
+    ]  # fmt: skip
+
+
 def test_a_directory_that_the_kernel_has_met_under_its_new_name(mount: Mount, onlooker: Onlooker) -> None:
     (mount.source / "d" / "e").mkdir(parents=True)
     (mount.source / "to").mkdir()

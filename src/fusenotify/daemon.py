@@ -27,6 +27,7 @@ from fusenotify.replay import Replay
 from fusenotify.replaying import Replaying
 from fusenotify.rights import Rights
 from fusenotify.session import FuseLoop
+from fusenotify.subjects import Subjects
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +63,10 @@ class Daemon:
         self._files = Files(self._nodes, recorder, rights, export.filesystems)
         stack.callback(self._files.close)
         pending = Pending()
-        self._replay = Replay(self._nodes, pending, export.replays)
+        subjects = Subjects(self._nodes, pending)
+        self._replay = Replay(self._nodes, pending, subjects, export.replays)
         self._planner = Planner(export.table, export.tree, pending, Everybody(), lambda: export.told_to, export.replays)
-        self._replaying = Replaying(self._planner, self._replay, export.replays, self._mountpoint)
+        self._replaying = Replaying(self._planner, self._replay, subjects, export.replays, self._mountpoint)
         if native != "off":
             export.hearing.followers.append(self._planner.follow)
             recorder.on_operation = self._planner.note

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from fusenotify import events
 from fusenotify.entries import Entry
-from fusenotify.events import EXCHANGE
+from fusenotify.events import EXCHANGE, IS_DIR, OTHER_IS_DIR
 from fusenotify.inodes import Node
 
 MOST_PENDING: Final = 1 << 16
@@ -92,6 +92,11 @@ class Plan:
         return self.kind == events.DELETE and self.old is not None and self.old.entry == entry
 
     @property
+    def moves_directory(self) -> bool:
+        """Whether a directory has another name afterwards."""
+        return self.kind == events.RENAME and bool(self.flags & (IS_DIR | OTHER_IS_DIR))
+
+    @property
     def is_exchange(self) -> bool:
         """Whether it is a rename that swaps two names."""
         return bool(self.flags & EXCHANGE)
@@ -127,8 +132,13 @@ class Pending:
         return plan
 
     def take(self, most: int) -> list[Plan]:
-        """Hand out the oldest plans, in order."""
-        return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        """Hand out the oldest plans, in order, and none behind one that changes the way to what is below it."""
+        taken: list[Plan] = []
+        while self._waiting and len(taken) < most:
+            taken.append(self._waiting.popleft())
+            if taken[-1].moves_directory:
+                break
+        return taken
 
     def give_back(self, plans: Sequence[Plan]) -> None:
         """Take plans back that were handed out and not begun."""

@@ -20,6 +20,7 @@ from fusenotify.replay import Replay
 from fusenotify.replayer import MOST_ORDERS, Clone, Name, Order, Progress, Root, Visible
 from fusenotify.root import changes_of_mounts
 from fusenotify.status import Replays
+from fusenotify.subjects import Subjects
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,8 @@ class _Cover:
 class Replaying:
     """Native delivery on one mount, for as long as it is there to be seen."""
 
-    def __init__(self, planner: Planner, replay: Replay, counts: Replays, mountpoint: str) -> None:
+    def __init__(self, planner: Planner, replay: Replay, subjects: Subjects, counts: Replays, mountpoint: str) -> None:
+        self._subjects = subjects
         self._planner = planner
         self._replay = replay
         self._counts = counts
@@ -249,6 +251,6 @@ class Replaying:
         return Order(what, file_type, plan.number, *names)
 
     def _name(self, plan: Plan, place: Place) -> Name:
-        way = self._replay.way_to(plan, place)
+        way = self._subjects.way_to(plan, place)
         path = way + b"/" + place.name if way else place.name
         return Name(place.directory.nodeid, place.directory.generation, path)
