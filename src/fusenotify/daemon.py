@@ -31,6 +31,7 @@ from fusenotify.replaying import Replaying
 from fusenotify.rights import Rights
 from fusenotify.room import Room
 from fusenotify.session import FuseLoop
+from fusenotify.subjects import Subjects
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +70,11 @@ class Daemon:
         self._directories = Directories(self._nodes, export.filesystems, room)
         stack.callback(self._directories.close)
         pending = Pending()
-        self._replay = Replay(self._nodes, pending, export.replays)
+        subjects = Subjects(self._nodes, pending)
+        self._replay = Replay(self._nodes, pending, subjects, export.replays)
         onlookers = Onlookers(native, {os.getpid()})
         planner = Planner(export.table, export.tree, pending, onlookers, lambda: export.told_to, export.replays)
-        self._replaying = Replaying(planner, onlookers, self._replay, export.replays, self._mountpoint)
+        self._replaying = Replaying(planner, onlookers, self._replay, subjects, export.replays, self._mountpoint)
         if native != "off":
             backlog = Backlog(onlookers, planner)
             export.hearing.followers.append(backlog.follow)
@@ -122,10 +124,8 @@ class Daemon:
             self._nodes.let_go()
 
     async def _announce(self, listeners: Sequence[Listener], on_ready: OnReady) -> None:
-        """Call `on_ready` when the mount answers, and programs on it hear of what is done behind it."""
+        """Call `on_ready` when the mount answers."""
         await trio.to_thread.run_sync(os.stat, self._mountpoint)
-        if self._export.native != "off":
-            await self._replaying.ready.wait()
         on_ready(self._export.deaf, [listener.address for listener in listeners])
 
     async def _stop_at_signal(self, loop: FuseLoop) -> None:

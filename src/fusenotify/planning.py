@@ -57,7 +57,7 @@ class Planner:
         self._onlookers = onlookers
         self._position = position
         self._counts = counts
-        self.is_on = False
+        self.is_on = True
         self.on_plan: Callable[[], None] = lambda: None
         # Local operations on names that have not been told: whatever is told before them is older than they are.
         self._untold: deque[tuple[Entry, LocalOperation]] = deque()

@@ -132,7 +132,7 @@ class Pending:
         return plan
 
     def take(self, most: int) -> list[Plan]:
-        """Hand out the oldest plans in order, up to one that moves a directory, behind which other ways lead on."""
+        """Hand out the oldest plans, in order, and none behind one that changes the way to what is below it."""
         taken: list[Plan] = []
         while self._waiting and len(taken) < most:
             taken.append(self._waiting.popleft())

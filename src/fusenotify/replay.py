@@ -1,32 +1,27 @@
 """Answers a replayer: the process that does on the mount what has been done behind it, for the kernel to tell of it.
 
 Each of its requests belongs to a plan, and is answered from what is so already; nothing on the backing tree is
-touched. The kernel has to be told of each change as it was at its place in the order, and the tree has gone on since.
-So for each plan the nodes are found that it is about: what the kernel knows under the name (`Entries`), or what is
-there now where no later plan takes it away, or else a *ghost*, a node of nothing that lasts until the kernel drops it.
+touched. Of which nodes `subjects` says.
 """
 
-import contextlib
 import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import pyfuse3
 
 from fusenotify import events
-from fusenotify.attributes import answer_of, entry_of, has_names
-from fusenotify.backing import Found
-from fusenotify.events import IS_DIR, OTHER_IS_DIR
+from fusenotify.attributes import answer_of, entry_of
 from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID, Node
 from fusenotify.nodes import Nodes
 from fusenotify.plans import Pending, Place, Plan
 from fusenotify.references import stale
 from fusenotify.status import Replays
+from fusenotify.subjects import Subjects
 
-_DEEPEST: Final = 4096  # directories above one another
 REPLAYED_FH: Final = FIRST_VIRTUAL - 1  # what a replayer has open; no descriptor has that number
 
 
@@ -39,16 +34,16 @@ class Replay:
         is_covered: whether something is mounted on what is below the mount.
     """
 
-    def __init__(self, nodes: Nodes, pending: Pending, counts: Replays) -> None:
+    def __init__(self, nodes: Nodes, pending: Pending, subjects: Subjects, counts: Replays) -> None:
         self.pids: set[int] = set()
         self.is_covered: Callable[[], bool] = lambda: False
         self.outside = b".fusenotify-" + secrets.token_hex(16).encode()
         self._nodes = nodes
         self._table = nodes.table
         self._pending = pending
+        self._subjects = subjects
         self._counts = counts
-        self._outside = self._table.add_ghost(stat.S_IFDIR)
-        self._outside.lookups += 1  # for ever
+        self._outside: Node | None = None  # while the kernel holds it
         self._pid = 0
         self._executing: Callable[[], int] = lambda: 0
         self._handed_out: dict[int, Plan] = {}
@@ -115,7 +110,7 @@ class Replay:
                     self._finish(plan)
                     continue
                 if plan.kind == events.CREATE and plan.old is not None:
-                    plan.file_type = self._type_to_make(plan, plan.old)
+                    plan.file_type = self._subjects.type_to_make(plan, plan.old)
                 self._handed_out[plan.number] = plan
                 plans.append(plan)
         return plans
@@ -152,63 +147,13 @@ class Replay:
         pinned += [node for node in (plan.subject, plan.other, *plan.paved) if node is not None]
         self._nodes.forget([(node.nodeid, 1) for node in pinned])
 
-    def _type_to_make(self, plan: Plan, place: Place) -> int:
-        if plan.flags & IS_DIR:
-            return stat.S_IFDIR
-        if not self._pending.is_taken_later(plan, place.entry):
-            with self._found(place) as found:
-                if found is not None and not stat.S_ISDIR(found.stat.st_mode):
-                    return stat.S_IFMT(found.stat.st_mode)
-        return stat.S_IFREG
-
-    def way_to(self, plan: Plan, place: Place) -> bytes:
-        """Return the path by which the replayer reaches a directory: the names that the kernel knows.
-
-        The kernel keeps no name that nobody uses, and forgets the directories above one that is only watched. For what
-        is missing the way is that of the event's place in the stream, and what is there, or a ghost, is put up.
-        """
-        way: list[bytes] = []
-        directory = place.directory
-        while directory.entries and len(way) < _DEEPEST:
-            above, name = directory.entries[0]
-            way.append(name)
-            parents = self._table.directories(above)
-            if not parents:
-                break
-            directory = parents[-1]
-        if directory.nodeid == ROOT_NODEID:
-            return b"/".join(reversed(way))
-        self._pave(plan, place)
-        return place.way
-
-    def _pave(self, plan: Plan, place: Place) -> None:
-        """Put up what the way to a directory lacks."""
-        directory = self._table.get(ROOT_NODEID)
-        names = place.way.split(b"/")
-        for name in names[:-1]:
-            step = Place(directory, name)
-            directory = self._directory_at(step) or self._new_ghost(IS_DIR)
-            self._table.entries.put(directory, *step.entry)
-            plan.paved.append(directory)
-        self._table.entries.put(place.directory, directory.key, names[-1])
-
-    def _directory_at(self, place: Place) -> Node | None:
-        """Return the directory that a name stands for, kept for who asks."""
-        for node in self._table.entries.at(*place.entry)[-1:]:
-            if node.is_dir:
-                return self._pinned(node)
-        with self._found(place) as found:
-            if found is None or not stat.S_ISDIR(found.stat.st_mode):
-                return None
-            return self._nodes.remember(place.directory, place.name, found)
-
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def _lookup(self, plan: Plan, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
         if parent == ROOT_NODEID and name == self.outside:
-            return self._entry(self._outside, 1)
-        self._decide(plan)
-        if parent == self._outside.nodeid:
+            return self._entry(self._outside_node(), 0)
+        self._subjects.decide(plan)
+        if self._is_outside(parent):
             if plan.old is None and plan.subject is not None:
                 return self._entry(plan.subject, 1)
             raise _no_entry()
@@ -219,6 +164,14 @@ class Replay:
         for node in self._table.entries.at(self._table.get(parent).key, name)[-1:]:
             return self._entry(node, 0)  # on the way to a directory
         raise stale()
+
+    def _outside_node(self) -> Node:
+        if self._outside is None or self._table.find(self._outside.nodeid) is None:
+            self._outside = self._table.add_ghost(stat.S_IFDIR)
+        return self._outside
+
+    def _is_outside(self, nodeid: int) -> bool:
+        return self._outside is not None and nodeid == self._outside.nodeid
 
     def _told(self, plan: Plan, place: Place | None, node: Node | None) -> pyfuse3.EntryAttributes:
         """Say what a name stands for before the change."""
@@ -251,7 +204,7 @@ class Replay:
     def _setattr(
         self, plan: Plan, nodeid: int, wanted: object, fields: pyfuse3.SetattrFields, fh: object
     ) -> pyfuse3.EntryAttributes:
-        self._decide(plan)
+        self._subjects.decide(plan)
         asked = events.ATTRIB if fields.update_atime else events.MODIFY
         if plan.kind != asked or plan.subject is None or nodeid != plan.subject.nodeid:
             raise stale()
@@ -273,7 +226,7 @@ class Replay:
             raise stale()
         plan.made = True
         if not self._pending.is_taken_later(plan, place.entry):
-            with self._found(place) as found:
+            with self._subjects.found(place) as found:
                 if found is not None and stat.S_IFMT(found.stat.st_mode) == plan.file_type:
                     return entry_of(self._nodes.remember(place.directory, name, found), found.stat)
         ghost = self._table.add_ghost(plan.file_type)
@@ -287,9 +240,8 @@ class Replay:
         self._table.entries.take(plan.subject, *plan.old.entry)
 
     def _rename(self, plan: Plan, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
-        outside = self._outside.nodeid
-        fits = _is_at(plan.old, parent, name) if plan.old is not None else parent == outside
-        fits &= _is_at(plan.new, new_parent, new_name) if plan.new is not None else new_parent == outside
+        fits = _is_at(plan.old, parent, name) if plan.old is not None else self._is_outside(parent)
+        fits &= _is_at(plan.new, new_parent, new_name) if plan.new is not None else self._is_outside(new_parent)
         if plan.kind != events.RENAME or not fits or plan.subject is None:
             raise stale()
         plan.made = True
@@ -318,106 +270,6 @@ class Replay:
         plan.made = True
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(REPLAYED_FH), direct_io=True, keep_cache=False)
 
-    # --- which nodes -------------------------------------------------------------------------------------------------
-
-    def _decide(self, plan: Plan) -> None:
-        """Find the nodes that a plan is about, and keep them until it has been carried out."""
-        if plan.decided:
-            return
-        plan.decided = True
-        if plan.kind == events.RENAME:
-            self._decide_rename(plan)
-        elif plan.kind != events.CREATE and plan.old is not None:
-            if plan.kind == events.DELETE:
-                plan.subject = self._departed(plan.old, is_dir=bool(plan.flags & IS_DIR))
-            else:
-                plan.subject = self._standing(plan, plan.old)
-            plan.subject = self._pinned(plan.subject) or self._new_ghost(plan.flags & IS_DIR)
-
-    def _departed(self, place: Place, *, is_dir: bool) -> Node | None:
-        """Return what stood for a name and is gone: the earliest, which went unheard.
-
-        Never what is alive under that name, which would lose a link, nor a directory that is alive anywhere: the kernel
-        would never let anybody use it again.
-        """
-        with self._found(place) as found:
-            for node in self._table.entries.at(*place.entry):
-                is_here = found is not None and node.identity == found.identity
-                if node.is_dir == is_dir and not is_here and not (is_dir and self._is_alive(node)):
-                    return node
-        return None
-
-    def _standing(self, plan: Plan, place: Place) -> Node | None:
-        """Return what a name stands for: what the kernel takes for it, or else what is there."""
-        if not place.name:
-            return place.directory
-        known = self._table.entries.at(*place.entry)
-        if known and _fits(plan, known[-1].file_type):
-            return known[-1]
-        with self._found(place) as found:
-            if found is None or not _fits(plan, stat.S_IFMT(found.stat.st_mode)):
-                return None
-            if self._pending.is_taken_later(plan, place.entry):
-                return None
-            return self._remembered(place, found)
-
-    def _decide_rename(self, plan: Plan) -> None:
-        is_dir, other_is_dir = bool(plan.flags & IS_DIR), bool(plan.flags & OTHER_IS_DIR)
-        plan.subject = self._pinned(self._moved(plan, plan.old, plan.new, is_dir=is_dir)) or self._new_ghost(is_dir)
-        if plan.new is None:
-            return
-        if plan.is_exchange:
-            other = self._moved(plan, plan.new, plan.old, is_dir=other_is_dir)
-            plan.other = self._pinned(other) or self._new_ghost(other_is_dir)
-        else:
-            other = self._departed(plan.new, is_dir=is_dir)
-            plan.other = self._pinned(other) if other is not plan.subject else None
-
-    def _moved(self, plan: Plan, old: Place | None, new: Place | None, *, is_dir: bool) -> Node | None:
-        """Return what has gone from one name to another: what the kernel knew there and has left, or what has come."""
-        with self._found(old) as left, self._found(new) as come:
-            known = self._table.entries.at(*old.entry) if old is not None else ()
-            known = [node for node in known if node.is_dir == is_dir and not _is_of(node, left)]
-            if known:
-                return next((node for node in known if _is_of(node, come)), known[0])
-            if new is None or come is None or stat.S_ISDIR(come.stat.st_mode) != is_dir:
-                return None
-            return None if self._pending.is_taken_later(plan, new.entry) else self._remembered(new, come)
-
-    def _remembered(self, place: Place, found: Found) -> Node:
-        """Return the node of what is in a place; the kernel is yet to be told."""
-        node = self._nodes.remember(place.directory, place.name, found)
-        node.lookups -= 1  # what remembering counts; whoever asks keeps it
-        return node
-
-    def _new_ghost(self, is_dir: int) -> Node:
-        ghost = self._table.add_ghost(stat.S_IFDIR if is_dir else stat.S_IFREG)
-        ghost.lookups += 1
-        return ghost
-
-    def _pinned(self, node: Node | None) -> Node | None:
-        """Keep a node for the plan that is about it."""
-        if node is not None:
-            node.lookups += 1
-        return node
-
-    # --- the backing tree --------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _found(self, place: Place | None) -> Iterator[Found | None]:
-        """Look at what is in a place now."""
-        if place is None:
-            yield None
-            return
-        try:
-            found = self._nodes.backing.find(self._nodes.directory_fd(place.directory), place.name)
-        except OSError:
-            yield None
-            return
-        with contextlib.closing(found):
-            # What is mounted there is left alone, or it would be busy.
-            yield found if found.key.device == place.directory.key.device else None
-
     def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
         """Return the attributes of a node, made up where it is gone."""
         try:
@@ -426,27 +278,9 @@ class Replay:
         except OSError:
             return _made_up(node)
 
-    def _is_alive(self, node: Node) -> bool:
-        try:
-            with self._nodes.descriptor(node) as fd:
-                return has_names(os.fstat(fd))
-        except OSError:
-            return False
-
-
-def _fits(plan: Plan, file_type: int) -> bool:
-    """Whether a change can be one of something of this type."""
-    if plan.kind == events.CLOSE_WRITE:
-        return file_type == stat.S_IFREG
-    return (file_type == stat.S_IFDIR) == bool(plan.flags & IS_DIR)
-
 
 def _is_at(place: Place | None, nodeid: int, name: bytes) -> bool:
     return place is not None and place.directory.nodeid == nodeid and place.name == name
-
-
-def _is_of(node: Node, found: Found | None) -> bool:
-    return found is not None and node.identity == found.identity
 
 
 def _no_entry() -> OSError:

@@ -21,6 +21,7 @@ from fusenotify.replay import Replay
 from fusenotify.replayer import MOST_ORDERS, Clone, Name, Order, Progress, Root, Visible
 from fusenotify.root import changes_of_mounts
 from fusenotify.status import Replays
+from fusenotify.subjects import Subjects
 
 log = logging.getLogger(__name__)
 
@@ -131,21 +132,23 @@ class _Cover:
 
 
 class Replaying:
-    """Native delivery on one mount, for as long as it is there to be seen.
-
-    Attributes:
-        ready: set when changes are replayed from now on, or never will be.
-    """
+    """Native delivery on one mount, for as long as it is there to be seen."""
 
     def __init__(
-        self, planner: Planner, onlookers: Onlookers, replay: Replay, counts: Replays, mountpoint: str
+        self,
+        planner: Planner,
+        onlookers: Onlookers,
+        replay: Replay,
+        subjects: Subjects,
+        counts: Replays,
+        mountpoint: str,
     ) -> None:
+        self._subjects = subjects
         self._planner = planner
         self._onlookers = onlookers
         self._replay = replay
         self._counts = counts
         self._mountpoint = mountpoint
-        self.ready = trio.Event()
         self._work = trio.Event()
         planner.on_plan = self._wake
         self._burials = 0
@@ -158,13 +161,13 @@ class Replaying:
         From then on there must be nothing of ours that holds the filesystem: it is to end with its last mount.
         """
         try:
-            await self._replay_on(mount_at(self._mountpoint, read_mounts()))
+            mount = mount_at(self._mountpoint, read_mounts())
+            if mount is not None and mount.is_ours:
+                await self._run_on(mount)
         finally:
-            self.ready.set()
+            self._planner.is_on = False
 
-    async def _replay_on(self, mount: MountEntry | None) -> None:
-        if mount is None or not mount.is_ours:
-            return  # it has gone already
+    async def _run_on(self, mount: MountEntry) -> None:
         if not has_capability(CAP_SYS_ADMIN):
             await self._run(mount, Visible(mount.mount_id, self._mountpoint))
             return
@@ -181,17 +184,12 @@ class Replaying:
     async def _run(self, mount: MountEntry, root: Root) -> None:
         with changes_of_mounts() as changes, changes_of_mounts() as more_changes:
             self._replay.is_covered = _Cover(mount.device, more_changes).is_there
-            self._planner.is_on = True
-            self.ready.set()
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._carry_out, root, nursery)
-                    nursery.start_soon(self._onlookers.run, mount.device)
-                    while any(one.device == mount.device for one in read_mounts()):
-                        await trio.lowlevel.wait_readable(changes.fileno())
-                    nursery.cancel_scope.cancel()
-            finally:
-                self._planner.is_on = False
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._carry_out, root, nursery)
+                nursery.start_soon(self._onlookers.run, mount.device)
+                while any(one.device == mount.device for one in read_mounts()):
+                    await trio.lowlevel.wait_readable(changes.fileno())
+                nursery.cancel_scope.cancel()
 
     def _wake(self) -> None:
         self._work.set()
@@ -264,6 +262,6 @@ class Replaying:
         return Order(what, file_type, plan.number, *names)
 
     def _name(self, plan: Plan, place: Place) -> Name:
-        way = self._replay.way_to(plan, place)
+        way = self._subjects.way_to(plan, place)
         path = way + b"/" + place.name if way else place.name
         return Name(place.directory.nodeid, place.directory.generation, path)
