@@ -17,6 +17,7 @@ import pytest
 from fusenotify import _fanotify, _linux
 from tests.harness import PATIENCE, Mount, mounted, patched, run
 from tests.native import LOOKING, settle
+from tests.soak import SOAK
 
 _WATCHDOG = """
 import sys
@@ -125,7 +126,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture(params=["always", "auto"])
+@pytest.fixture(params=["always", "auto"] if SOAK else ["auto"])
 def mount(directory: Path, request: pytest.FixtureRequest) -> Iterator[Mount]:
     """A mount with native delivery, to all and to those who are seen to watch."""
     mounting: AbstractContextManager[Mount] = (
