@@ -12,6 +12,7 @@ import trio
 from fusenotify import mounting, process
 from fusenotify.changes import Changes
 from fusenotify.config import Listening, MountOptions
+from fusenotify.directories import Directories
 from fusenotify.errors import EnvironmentProblem, NotAMount
 from fusenotify.export import Export, OnReady
 from fusenotify.files import Files
@@ -26,6 +27,7 @@ from fusenotify.recorder import Recorder
 from fusenotify.replay import Replay
 from fusenotify.replaying import Replaying
 from fusenotify.rights import Rights
+from fusenotify.room import Room
 from fusenotify.session import FuseLoop
 from fusenotify.subjects import Subjects
 
@@ -60,8 +62,11 @@ class Daemon:
         stack.callback(self._nodes.close)
         rights = Rights()
         self._passthrough = Passthrough(self._nodes, recorder, rights)
-        self._files = Files(self._nodes, recorder, rights, export.filesystems)
+        room = Room()
+        self._files = Files(self._nodes, recorder, rights, room)
         stack.callback(self._files.close)
+        self._directories = Directories(self._nodes, export.filesystems, room)
+        stack.callback(self._directories.close)
         pending = Pending()
         subjects = Subjects(self._nodes, pending)
         self._replay = Replay(self._nodes, pending, subjects, export.replays)
@@ -88,15 +93,9 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 queues = QueueFiles(services, self._export.tree, loop, nursery.start_soon)
                 operations = Operations(
-                    self._nodes,
-                    self._passthrough,
-                    self._files,
-                    queues,
-                    loop,
-                    self._changes,
-                    self._export.filesystems,
-                    self._replay,
-                )
+                    self._nodes, self._passthrough, self._files, self._directories,
+                    queues, loop, self._changes, self._export.filesystems, self._replay,
+                )  # fmt: skip
                 pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
                 session.callback(pyfuse3.close, unmount=False)
                 nursery.start_soon(self._export.run, services, listeners)
