@@ -3,8 +3,8 @@
 import stat
 
 from fusenotify import events
+from fusenotify.dentries import Dentries
 from fusenotify.echoes import STILL_OPEN, Expectation, LocalOperation, Name
-from fusenotify.entries import Entries
 from fusenotify.events import EXCHANGE, IS_DIR, LOCAL, OTHER_IS_DIR, EventRecord
 from fusenotify.identity import InodeKey, InodeNumber
 from fusenotify.inodes import FIRST_GHOST, InodeTable, Node
@@ -132,7 +132,7 @@ def test_a_name_has_had_several_nodes() -> None:
     assert list(followed.table.entries.at(_ROOT, b"a")) == [second, first]
     followed.table.forget(first.nodeid, 2)
     assert list(followed.table.entries.at(_ROOT, b"a")) == [second]
-    entries: Entries[Node] = followed.table.entries
+    entries: Dentries[Node] = followed.table.entries
     entries.take(second, _ROOT, b"a")
     assert second.entries == ()
 

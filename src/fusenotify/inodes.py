@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from fusenotify.appending import Ends
-from fusenotify.entries import Entries
+from fusenotify.dentries import Dentries
 from fusenotify.identity import Identity, InodeKey, InodeNumber
 from fusenotify.references import NowhereReference, Reference, stale
 
@@ -40,7 +40,7 @@ class Node:
         is_dir: whether it is a directory.
         lookups: how many references the kernel holds (fuse: nlookup).
         directory, name: the entry it was last seen as; a memory, never used to reach it.
-        entries: all that the kernel was told of it as (see `Entries`).
+        entries: all that the kernel was told of it as (see `Dentries`).
         ends: while it is open with O_APPEND, what the kernel takes for its end.
     """
 
@@ -97,7 +97,7 @@ class InodeTable:
         self._by_nodeid: dict[int, Node] = {}
         self._by_identity: dict[Identity, Node] = {}
         self._directories: dict[InodeKey, list[Node]] = {}
-        self.entries: Entries[Node] = Entries()
+        self.entries: Dentries[Node] = Dentries()
         self._ghosts = itertools.count(FIRST_GHOST)
         # An ordered set of objects that keep a synthetic number though their inode number may be free by now.
         self._displaced = dict.fromkeys(displaced)

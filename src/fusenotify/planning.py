@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from fusenotify import events
+from fusenotify.dentries import Entry
 from fusenotify.echoes import LocalOperation
-from fusenotify.entries import Entry
 from fusenotify.events import EXCHANGE, IS_DIR, LOCAL, OTHER_IS_DIR, EventRecord
 from fusenotify.inodes import InodeTable, Node
 from fusenotify.plans import MOST_PENDING, REPLAYED, Pending, Place, Plan

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from fusenotify import events
-from fusenotify.entries import Entry
+from fusenotify.dentries import Entry
 from fusenotify.events import EXCHANGE, IS_DIR, OTHER_IS_DIR
 from fusenotify.inodes import Node
 
@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
     @property
     def entry(self) -> Entry:
-        """The same as `Entries` has it."""
+        """The same as `Dentries` has it."""
         return self.directory.key, self.name
 
 

@@ -1,7 +1,7 @@
 """Finds the nodes that a replay is about.
 
 The kernel has to be told of each change as it was at its place in the order, and the tree has gone on since. So it is
-what the kernel knows under the name (`Entries`), or what is there now where no later plan takes it away, or else a
+what the kernel knows under the name (`Dentries`), or what is there now where no later plan takes it away, or else a
 *ghost*: a node of nothing, that lasts until the kernel drops it.
 """
 

@@ -22,7 +22,7 @@ class Named(Protocol):
 N = TypeVar("N", bound=Named)
 
 
-class Entries(Generic[N]):
+class Dentries(Generic[N]):
     """The names of nodes, and the nodes of names."""
 
     def __init__(self) -> None:
