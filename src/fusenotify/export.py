@@ -25,6 +25,7 @@ from fusenotify.inodes import FIRST_SYNTHETIC, InodeTable
 from fusenotify.listening import Listener, opened
 from fusenotify.locator import Locator
 from fusenotify.peer import Services
+from fusenotify.recall import Recalls
 from fusenotify.recovery import topmost
 from fusenotify.root import Root
 from fusenotify.server import Server
@@ -114,6 +115,7 @@ class Export:
             self.backing, path.stream, self.tree, sealer, lambda: path.translator.position
         )
         self._locator = Locator(self.backing, self.table, self.tree, self.whereabouts, sealer)
+        self._recalls = Recalls(self._journal)
         self._root = Root(self.backing, str(source), self.filesystems)
 
     async def crawl(self) -> None:
@@ -126,6 +128,8 @@ class Export:
         return Services(
             groups=self.groups,
             locator=self._locator,
+            journal=self._journal,
+            recalls=self._recalls,
             epoch=self._epoch,
             position=lambda: self._teller.seq,
             caught_up=self.hearing.caught_up,
@@ -140,6 +144,7 @@ class Export:
         server = Server(services, self.tree)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.hearing.run)
+            nursery.start_soon(self._recalls.run)
             nursery.start_soon(self._root.run, self._mountpoint, self.hearing.lose_root, self.hearing.start_over)
             for listener in listeners:
                 nursery.start_soon(server.serve, listener)

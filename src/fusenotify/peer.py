@@ -2,9 +2,11 @@
 
 import contextlib
 import logging
+import stat
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,24 +18,39 @@ from fusenotify.callers import Credentials
 from fusenotify.errors import FusenotifyError, LimitReached, NotPermitted, ProtocolError, UsageError
 from fusenotify.group import Group
 from fusenotify.groups import MOST_UIDS, Groups, path_of
+from fusenotify.journal import Journal
 from fusenotify.locator import Locator
 from fusenotify.protocol import (
+    FILESYSTEM,
+    INODE,
+    SUBTREE,
     AddMark,
+    AskCursor,
+    AskSnapshots,
     AskStatus,
+    Changes,
+    CreateSnapshot,
+    DeleteSnapshot,
     Done,
     FrameBuffer,
     Handle,
     Hello,
+    KeptSnapshot,
     Locate,
     Location,
     Lookup,
+    More,
+    Position,
     Recount,
     RemoveMark,
     Report,
     Request,
+    Since,
+    Snapshots,
     Sync,
     Welcome,
 )
+from fusenotify.recall import Pieces, Reach, Recalls
 from fusenotify.status import Histogram, Status
 from fusenotify.tree import Directory
 
@@ -53,6 +70,8 @@ class Services:
     Attributes:
         groups: every group.
         locator: from paths to handles and back, and what a user may read.
+        journal: what has changed when.
+        recalls: tells marks of the time before them.
         epoch: the run of the daemon.
         position: the current position in the history of changes.
         caught_up: waits until every change on the backing tree made before is queued.
@@ -64,6 +83,8 @@ class Services:
 
     groups: Groups
     locator: Locator
+    journal: Journal
+    recalls: Recalls
     epoch: str
     position: Callable[[], int]
     caught_up: Callable[[], Awaitable[None]]
@@ -93,6 +114,7 @@ class Peer:
         self._progress = trio.Event()
         self._answers: deque[bytes] = deque()
         self._group: Group | None = None
+        self._pieces = Pieces()
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
@@ -130,14 +152,15 @@ class Peer:
 
     async def run(self) -> None:
         """Carry out requests for as long as the client is there."""
-        while True:
-            self._request_came = trio.Event()
-            while self._requests:
-                self._answer(await self._reply_to(self._requests[0]))
-                self._requests.popleft()
-                self._progress.set()
-                await trio.lowlevel.checkpoint()  # most requests are carried out without any wait
-            await self._request_came.wait()
+        async with aclosing(self._pieces):
+            while True:
+                self._request_came = trio.Event()
+                while self._requests:
+                    self._answer(await self._reply_to(self._requests[0]))
+                    self._requests.popleft()
+                    self._progress.set()
+                    await trio.lowlevel.checkpoint()  # most requests are carried out without any wait
+                await self._request_came.wait()
 
     async def _reply_to(self, request: Request | ProtocolError) -> protocol.Reply:
         if isinstance(request, ProtocolError):
@@ -165,6 +188,8 @@ class Peer:
             case Locate():
                 path = await self._services.locator.locate(self._base, request.handle, self._credentials)
                 return Location(request.request, path)
+            case AskCursor() | Since() | More() | CreateSnapshot() | DeleteSnapshot() | AskSnapshots():
+                return await self._ask_history(request)
         if self._group is None:
             raise ProtocolError("the first message has to be `hello`")
         match request:
@@ -179,8 +204,7 @@ class Peer:
                 await self._services.caught_up()
                 self._group.recount(request.mark, request.path, self._services.position(), time.time_ns())
             case Sync():
-                await self._services.quiet()
-                await self._services.caught_up()
+                await self._quiet()
         return Done(request.request, self._services.position())
 
     def _hello(self, request: Hello) -> Welcome:
@@ -205,17 +229,72 @@ class Peer:
         if request.handles:
             self._services.groups.expect_handles()
         for _ in range(_MARK_ATTEMPTS):
-            with contextlib.closing(await self._readable(request)) as found:
+            with contextlib.closing(await self._readable(request.path)) as found:
                 await self._services.caught_up()
                 if self._services.groups.mark(group, request, found):
+                    since = await self._recall(group, request) if request.since is not None else None
                     await self._services.attentive()
-                    return Done(request.request, self._services.position())
+                    return Done(request.request, self._services.position(), since)
         raise NotPermitted(
             f"user {self.uid} gets no mark on {request.path!r}: each time that its rights were checked, something "
             "else was there; try again when nobody renames anything on the way to it"
         )
 
-    async def _readable(self, request: AddMark) -> Found:
+    async def _recall(self, group: Group, request: AddMark) -> str:
+        """Have a mark, which has just been made, told what it asks for of the time before it; else there is no mark."""
+        mark = group.mark_of(request.mark)
+        assert mark is not None
+        assert request.since is not None
+        path = b"." if request.scope == FILESYSTEM else request.path
+        reach = Reach(self._base, path_of(self._base, path), request.scope)
+        try:
+            return await self._services.recalls.begin(group, mark, reach, request.since, self._services.position())
+        except BaseException:
+            group.remove(request.mark)
+            raise
+
+    # --- history -----------------------------------------------------------------------------------------------------
+
+    async def _ask_history(
+        self, request: AskCursor | Since | More | CreateSnapshot | DeleteSnapshot | AskSnapshots
+    ) -> protocol.Reply:
+        journal = self._services.journal
+        match request:
+            case More():
+                return await self._pieces.more(request.request)
+            case Since():
+                return await self._since(request)
+            case AskSnapshots():
+                kept = [KeptSnapshot(*one) for one in await journal.snapshots()]
+                return Snapshots(request.request, kept)
+            case DeleteSnapshot():
+                self._services.groups.check_owner(self.uid)
+                await journal.delete_snapshot(request.name)
+                return Done(request.request, self._services.position())
+            case CreateSnapshot():
+                self._services.groups.check_owner(self.uid)
+        await self._quiet()
+        if isinstance(request, CreateSnapshot):
+            return Position(request.request, await journal.create_snapshot(request.name))
+        return Position(request.request, await journal.cursor())
+
+    async def _since(self, request: Since) -> Changes:
+        _check_path(request.path)
+        with contextlib.closing(await self._readable(request.path)) as found:
+            scope = SUBTREE if stat.S_ISDIR(found.stat.st_mode) else INODE
+        self._services.groups.check_reach(self.uid, scope)
+        await self._quiet()
+        reach = Reach(self._base, path_of(self._base, request.path), scope)
+        return await self._pieces.begin(self._services.journal, request.cursor, reach, request.request)
+
+    async def _quiet(self) -> None:
+        """Return when every change made before has been told."""
+        await self._services.quiet()
+        await self._services.caught_up()
+
+    # --- rights ------------------------------------------------------------------------------------------------------
+
+    async def _readable(self, path: bytes) -> Found:
         """Return what the user may read at the path of a request.
 
         Rights are checked by path, and somebody may swap an object that is readable for the one that is marked: the
@@ -225,14 +304,14 @@ class Peer:
             NotPermitted: what is at the path is not for this user.
             UsageError: there is nothing.
         """
-        if b"\0" in request.path or b".." in request.path.split(b"/"):
-            raise UsageError(f"{request.path!r} is no path below the place that was opened")
+        if b"\0" in path or b".." in path.split(b"/"):
+            raise UsageError(f"{path!r} is no path below the place that was opened")
         try:
-            return await self._services.locator.find_readable(path_of(self._base, request.path), self._credentials)
+            return await self._services.locator.find_readable(path_of(self._base, path), self._credentials)
         except PermissionError as error:
-            raise NotPermitted(f"user {self.uid} cannot read {request.path!r}: {error.strerror}") from error
+            raise NotPermitted(f"user {self.uid} cannot read {path!r}: {error.strerror}") from error
         except OSError as error:
-            raise UsageError(f"there is no {request.path!r} in the tree: {error.strerror}") from error
+            raise UsageError(f"there is no {path!r} in the tree: {error.strerror}") from error
 
     def _answer(self, message: protocol.Reply) -> None:
         self._answers.append(protocol.encode(message))

@@ -26,7 +26,8 @@ class Queue:
         overflows: how many overflow events were queued so far.
         size: bytes of memory of its own batches.
         on_queued: called when something was queued.
-        on_loss: called with a mark and the events of it that found no room, or None where nobody knows which they were.
+        on_loss: called with a mark, the events of it that found no room, or None where nobody knows which they were,
+            and the position right before them.
         on_read: called when something was read.
         on_overflow_read: called before that when it was the overflow event.
     """
@@ -40,7 +41,7 @@ class Queue:
         self.overflows = 0
         self.size = 0
         self.on_queued: Callable[[], None] = lambda: None
-        self.on_loss: Callable[[int, Sequence[EventRecord] | None], None] = lambda _mark, _lost: None
+        self.on_loss: Callable[[int, Sequence[EventRecord] | None, int], None] = lambda _mark, _lost, _position: None
         self.on_read: Callable[[], None] = lambda: None
         self.on_overflow_read: Callable[[], None] = lambda: None
         self._usage = usage
@@ -114,8 +115,9 @@ class Queue:
         """Take note that so many events found no room, of which `records` are the first, if not all."""
         self.dropped += count
         # Its position is right before the first that is lost: going on from there misses nothing.
-        self.push_overflow(records[0].seq - 1, records[0].time_ns, Reason.QUEUE)
-        self.on_loss(mark, records if count == len(records) else None)
+        position = records[0].seq - 1
+        self.push_overflow(position, records[0].time_ns, Reason.QUEUE)
+        self.on_loss(mark, records if count == len(records) else None, position)
 
     def give_up(self) -> None:
         """Drop all that waits, for want of memory; the overflow event stands for it."""
@@ -129,10 +131,12 @@ class Queue:
         self.overflows -= self._overflow is not None  # it is the same one, in another place
         self.clear()
         if overflow is not None:
-            self.push_overflow(overflow.seq, overflow.time_ns, overflow.reason)
+            position = overflow.seq
+            self.push_overflow(position, overflow.time_ns, overflow.reason)
         else:
-            self.push_overflow(record.seq - 1, record.time_ns, Reason.QUEUE)
-        self.on_loss(0, None)
+            position = record.seq - 1
+            self.push_overflow(position, record.time_ns, Reason.QUEUE)
+        self.on_loss(0, None, position)
 
     def drop(self, mark: int) -> None:
         """Remove what waits for a mark that nobody wants any more, and follow no log for it."""

@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 from importlib.metadata import version
 
+_TARGET = "a path on a mount, or where a daemon listens"
+_CURSOR = "a cursor printed earlier, 0 for everything that there is, or @NAME for a snapshot"
 _MOST_WAITING = (1 << 63) - 1
 _EXIT_CODES = """\
 exit codes:
   0 ok   1 internal error   2 usage   3 `watch --timeout` passed with too few events
-  4 environment (no /dev/fuse, limits, busy, not a mount)   5 daemon unreachable or gone
+  4 environment (no /dev/fuse, limits, busy, not a mount)   5 daemon unreachable or gone   6 history gone
 """
 
 
@@ -46,6 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(add("serve", "hear what changes in SOURCE and tell it on sockets, without a mount"))
     _add_umount(add("umount", "unmount, and wait until the daemon has gone"))
     _add_watch(add("watch", "print changes as they happen"))
+    _add_since(add("since", "print what may have changed since a cursor, and then the new cursor"))
+    _add_cursor(add("cursor", "print the current position in the history of changes, for `since`"))
+    _add_snapshot(add("snapshot", "keep cursors under names"))
     _add_status(add("status", "tell how the daemons of this machine, or the one behind TARGET, are"))
     add("doctor", "check this machine and say what to do")
     return parser
@@ -131,6 +136,7 @@ def _add_watch(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--origin", choices=("any", "local", "remote"), default="any", help="only changes made there")
     command.add_argument("--no-recursive", action="store_true", help="only the entries of TARGET itself")
+    command.add_argument("--since", metavar="CURSOR", help=f"begin with what has changed since: {_CURSOR}")
     command.add_argument("--handles", action="store_true", help="tell the handles of objects")
     command.add_argument("--limit", type=limit, metavar="N", help="events that may wait unread (default: 131072)")
     command.add_argument(
@@ -150,8 +156,27 @@ def _add_watch(command: argparse.ArgumentParser) -> None:
     _add_credentials(command)
 
 
+def _add_since(command: argparse.ArgumentParser) -> None:
+    command.add_argument("target", metavar="TARGET", help=_TARGET)
+    command.add_argument("cursor", metavar="CURSOR", help=_CURSOR)
+    command.add_argument("--json", action="store_true", help="one JSON object per line (docs/json.md)")
+    _add_credentials(command)
+
+
+def _add_cursor(command: argparse.ArgumentParser) -> None:
+    command.add_argument("target", metavar="TARGET", help=_TARGET)
+    _add_credentials(command)
+
+
+def _add_snapshot(command: argparse.ArgumentParser) -> None:
+    command.add_argument("action", choices=("create", "list", "delete"))
+    command.add_argument("target", metavar="TARGET", help=_TARGET)
+    command.add_argument("name", nargs="?", metavar="NAME", help="of the snapshot; @NAME stands for its cursor")
+    _add_credentials(command)
+
+
 def _add_status(command: argparse.ArgumentParser) -> None:
-    command.add_argument("target", nargs="?", metavar="TARGET", help="a path on a mount, or where a daemon listens")
+    command.add_argument("target", nargs="?", metavar="TARGET", help=_TARGET)
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--prometheus", action="store_true", help="print metrics for Prometheus")

@@ -66,6 +66,7 @@ class Group:
         oneshot: bool = False,
         exclude_self: bool = False,
         uids: Collection[int] | None = None,
+        since: str | None = None,
     ) -> Mark:
         """Take an interest in an object: every change of it from the return of this call on is heard.
 
@@ -86,8 +87,13 @@ class Group:
             exclude_self: leave out what this process does through the mount; nothing where the daemon is on another
                 machine.
             uids: only what these users do, where it is known.
+            since: a cursor, `0` for everything that there is, or `@NAME` for a snapshot: what has changed since is told
+                first, as recovered events whatever kinds were asked for, and then without a hole what happens from now
+                on. `Mark.live` says when that begins; until then the events have the cursor that this began with.
 
         Raises:
+            BadCursor: the cursor is malformed or of another tree, or there is no such snapshot.
+            HistoryGone: what happened since the cursor is not known any more.
             NotAMount: the path is not on a fusenotify mount, and only remote changes are asked for.
             NotPermitted: this user may not watch that.
             UsageError: there is no such object, no such kind can be heard, or the group is not open.
@@ -97,7 +103,7 @@ class Group:
         resolved = await anyio.to_thread.run_sync(resolve_any, target)
         scope, kinds, origin = Scope(scope), Kind(kinds), Origin(origin)
         if isinstance(resolved, LocalTarget):
-            check_mark(resolved, scope, origin)
+            check_mark(resolved, scope, origin, since)
         patterns = _patterns(ignore, resolved.base) if ignore else None
         # What is left out here as well cannot end a mark there (see `_end_oneshot`).
         is_ended_there = patterns is None and not isinstance(resolved, LocalTarget)
@@ -113,12 +119,14 @@ class Group:
             uids=None if uids is None else tuple(uids),
             oneshot=oneshot and is_ended_there,
             handles=handles,
+            since=since,
         )
         key, source = await self._source(resolved, scope)
 
         def make(answer: Done) -> Mark:
-            cursor = format_cursor(source.epoch, answer.seq)
-            return Mark(resolved.given, scope, kinds, origin, cursor, request.mark, key, patterns, oneshot)
+            here = format_cursor(source.epoch, answer.seq)
+            cursor, live = (here, here) if answer.since is None else (answer.since, None)
+            return Mark(resolved.given, scope, kinds, origin, cursor, request.mark, key, patterns, oneshot, live)
 
         try:
             mark = await source.mark(request, make)
@@ -176,6 +184,8 @@ class Group:
     async def batch(self) -> list[Event]:
         """Wait for at least one event and return all that are there, up to a thousand or so, in order.
 
+        None are returned when a mark has become `live`.
+
         Raises:
             DaemonGone: the daemon has ended, and everything it told has been read.
             UsageError: the group never had a mark, so nothing could ever come, or it is not open.
@@ -189,7 +199,8 @@ class Group:
             raise UsageError("this group has no mark, so nothing can come; call `mark` first")
         while True:
             await self._take_what_is_there()
-            if events := self._oldest(tasks):
+            events = self._oldest(tasks)
+            if events is not None:
                 return events
             await self._read_any()
             if self._tasks is None:
@@ -220,18 +231,21 @@ class Group:
         if failed:
             raise failed[0]
 
-    def _oldest(self, tasks: TaskGroup) -> list[Event]:
-        """Return the events that came first, none if there are none."""
+    def _oldest(self, tasks: TaskGroup) -> list[Event] | None:
+        """Return the events that came first, None if there is nothing to hand on."""
         while self._arrivals:
             source = self._arrivals.popleft()
-            events = [seen for event in source.pop() for seen in self._seen(event, source, tasks)]
+            came = source.pop()
+            events = [seen for event in came for seen in self._seen(event, source, tasks)]
             for number in source.owed():
                 tasks.start_soon(_recount, source, Recount(0, number))
             if source.has_news and source not in self._arrivals:
                 self._arrivals.append(source)
             if events:
                 return self._end_oneshot(events, source, tasks)
-        return []
+            if not came:
+                return []
+        return None
 
     def _end_oneshot(self, events: list[Event], source: Source, tasks: TaskGroup) -> list[Event]:
         """Return the events of one mark, only the first if that ends the mark here."""
@@ -258,7 +272,7 @@ class Group:
         for record in told:
             for path in mark.ignore.uncovers(record, event.record):
                 tasks.start_soon(_recount, source, Recount(0, mark.number, path))
-        return [Event(record, source.epoch, mark) for record in told]
+        return [event.told_as(record) for record in told]
 
     async def _read_any(self) -> None:
         """Wait until there is more to hand on, or somebody else to listen to."""
@@ -388,9 +402,9 @@ def open_group(*, limit: int | None = None, reconnect: bool = False, tls: Creden
 
     Args:
         limit: how many events its queue holds before an overflow event takes the place of the rest (131072).
-        reconnect: when a daemon goes, wait for it to come back instead of raising DaemonGone. Where something may have
-            been missed, an overflow event with the reason `restart` says so; everything that is in the marks' reach
-            follows as `create`, recovered.
+        reconnect: when a daemon goes, wait for it to come back instead of raising DaemonGone. What has changed
+            meanwhile is told as by `since` of `Group.mark`. Where that is not known, an overflow event with the reason
+            `restart` says so; everything that is in the marks' reach follows as `create`, recovered.
         tls: how to prove who we are, and to check who the daemon is, where a target is `tls://HOST:PORT`.
     """
     return Group(limit, reconnect=reconnect, tls=tls)
@@ -406,6 +420,7 @@ async def watch(
     ignore: Collection[str] = (),
     reconnect: bool = False,
     tls: Credentials | None = None,
+    since: str | None = None,
 ) -> AsyncIterator[Group]:
     """Watch what is at some paths: `async with watch("/mnt/data", "/etc") as events: async for event in events: ...`.
 
@@ -417,7 +432,7 @@ async def watch(
     async with open_group(limit=limit, reconnect=reconnect, tls=tls) as group:
         for target in targets:
             scope = await scope_of(target, recursive=recursive)
-            await group.mark(target, scope=scope, kinds=kinds, origin=origin, ignore=ignore)
+            await group.mark(target, scope=scope, kinds=kinds, origin=origin, ignore=ignore, since=since)
         yield group
 
 
