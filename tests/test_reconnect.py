@@ -8,9 +8,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from fusenotify import DaemonGone, Event, Group, Kind, Reason, client, open_group, watch
+from fusenotify import DaemonGone, Event, Kind, Reason, client, open_group, watch
 from tests.certificates import Authority, listening, options
 from tests.harness import Mount, Watch
+from tests.mirror import Mirror, follow_until
 from tests.reading import Run
 
 WAYS = ["queue file", "socket", "TLS"]
@@ -55,45 +56,6 @@ def service(directory: Path, authority: Authority) -> Iterator[Service]:
         yield service
     finally:
         service.mount.close()
-
-
-class Mirror:
-    """What a listener knows of a tree that uses nothing but events: every path there is."""
-
-    def __init__(self, source: Path) -> None:
-        self.paths = set(_survey(source))
-        self.overflows: list[Reason | None] = []
-
-    def follow(self, event: Event) -> None:
-        match event.kind:
-            case Kind.OVERFLOW:
-                self.overflows.append(event.reason)
-                self.paths.clear()  # everything there is comes anew
-            case Kind.CREATE:
-                assert event.path is not None
-                self.paths.add(event.path)
-            case Kind.DELETE:
-                self.paths.discard(event.path or "")
-            case Kind.RENAME:
-                self._move(event.old_path or "", event.path or "")
-
-    def _move(self, old: str, new: str) -> None:
-        moved = {path for path in self.paths if path == old or path.startswith(f"{old}/")}
-        self.paths = {path for path in self.paths - moved if path != new} | {
-            new + path.removeprefix(old) for path in moved
-        }
-
-
-def _survey(source: Path) -> Iterator[str]:
-    for top, directories, files in os.walk(source):
-        for name in (*directories, *files):
-            yield os.path.relpath(os.path.join(top, name), source)
-
-
-async def follow_until(group: Group, mirror: Mirror, source: Path) -> None:
-    """Follow events until the mirror shows what there is."""
-    while mirror.paths != set(_survey(source)):
-        mirror.follow(await anext(group))
 
 
 def change(source: Path) -> None:

@@ -146,10 +146,10 @@ class Group:
         for mark in marks:
             kinds = [events.DELETE_SELF] if mark.scope == INODE or mark.kinds & events.DELETE_SELF else []
             ends = [
-                EventRecord(
-                    self.lag.safe(cause.seq), cause.time_ns, kind, flags, shown, None, cause.pid, cause.uid,
+                self._placed(EventRecord(
+                    cause.seq, cause.time_ns, kind, flags, shown, None, cause.pid, cause.uid,
                     handle=handle if mark.handles else None,
-                )
+                ))
                 for kind in (*kinds, events.IGNORED)
             ]  # fmt: skip
             self.queue.push(mark.number, Batch(ends), always=True)
@@ -195,9 +195,10 @@ class Group:
 
     def _placed(self, record: EventRecord) -> EventRecord:
         """Return an event with a position from which on nothing is missed by who goes on from there."""
-        if not self._owing or record.seq <= self._owed_from:
-            return record
-        return replace(record, seq=self._owed_from)
+        seq = self.lag.safe(record.seq)
+        if self._owing:
+            seq = min(seq, self._owed_from)
+        return record if seq == record.seq else replace(record, seq=seq)
 
     # --- what it has missed ------------------------------------------------------------------------------------------
 
@@ -205,7 +206,7 @@ class Group:
         """Queue what was missed; there has to be room for it. A mark that is for one event only ends with it."""
         for number, run in itertools.groupby(missed, key=lambda one: one[0]):
             mark = self._index.get(number)
-            records = [record for _, record in run]
+            records = [self._placed(record) for _, record in run]
             if mark is None:
                 continue
             if mark.oneshot:
@@ -274,10 +275,9 @@ class Group:
     def _owe(self, directory: Directory, cause: EventRecord) -> None:
         # Each by itself: before it is paid, what is below may have changed places with something else.
         for below in directory.below():
-            self._add_debt(Debt(self, below, cause))
+            self._add_debt(Debt(self, below, cause), cause.seq - 1)
 
-    def _add_debt(self, debt: Debt) -> None:
-        position = debt.cause.seq - 1
+    def _add_debt(self, debt: Debt, position: int) -> None:
         self._owed_from = min(self._owed_from, position) if self._owing else position
         self._owing += 1
         self._debts.append(debt)
@@ -303,7 +303,7 @@ class Group:
         for directory in start.below() if mark.reaches_below else (start,):
             if directory not in self._recounted:  # however often it is asked for, it is owed once
                 self._recounted.add(directory)
-                self._add_debt(Debt(self, directory, cause))
+                self._add_debt(Debt(self, directory, cause), seq)
         self.on_debts()
 
     def defer(self, debt: Debt, count: int) -> bool:

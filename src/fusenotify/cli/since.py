@@ -13,6 +13,8 @@ from fusenotify.cli.credentials import credentials_of
 from fusenotify.client.history import Answer, Change, each_change
 from fusenotify.errors import HistoryGone
 
+_COMPACT = (",", ":")
+
 
 def run(options: argparse.Namespace) -> int:
     """Print what has changed since a cursor, and the new cursor."""
@@ -25,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     ask = functools.partial(each_change, options.target, options.cursor, put, tls=credentials_of(options))
     answer: Answer = anyio.run(ask)
     last = {"type": "cursor", "cursor": answer.cursor, "fresh": answer.fresh}
-    output.put_line(json.dumps(last) if options.json else answer.cursor)
+    output.put_line(json.dumps(last, separators=_COMPACT) if options.json else answer.cursor)
     if not answer.fresh:
         return 0
     print(
@@ -37,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _json_line(change: Change) -> str:
-    return json.dumps({"type": "change", **change._asdict()}) + "\n"
+    return json.dumps({"type": "change", **change._asdict()}, separators=_COMPACT) + "\n"
 
 
 def _text_line(change: Change) -> str:
