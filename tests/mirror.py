@@ -23,15 +23,20 @@ class Mirror:
                 assert event.path is not None
                 self.paths.add(event.path)
             case Kind.DELETE:
-                self.paths.discard(event.path or "")
+                self._remove(event.path or "")
             case Kind.RENAME:
                 self._move(event.old_path or "", event.path or "")
 
+    def _remove(self, top: str) -> set[str]:
+        """Forget a path and everything below it, and return that."""
+        removed = {path for path in self.paths if path == top or path.startswith(f"{top}/")}
+        self.paths -= removed
+        return removed
+
     def _move(self, old: str, new: str) -> None:
-        moved = {path for path in self.paths if path == old or path.startswith(f"{old}/")}
-        self.paths = {path for path in self.paths - moved if path != new} | {
-            new + path.removeprefix(old) for path in moved
-        }
+        moved = self._remove(old)
+        self.paths.discard(new)
+        self.paths |= {new + path.removeprefix(old) for path in moved}
 
 
 def survey(source: Path) -> Iterator[str]:
