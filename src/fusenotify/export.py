@@ -16,6 +16,7 @@ from fusenotify import process
 from fusenotify.addresses import Address
 from fusenotify.backing import Backing
 from fusenotify.config import Listening
+from fusenotify.database import Database
 from fusenotify.eventpath import EventPath
 from fusenotify.events import format_cursor
 from fusenotify.filesystems import Filesystems
@@ -103,13 +104,15 @@ class Export:
         self._sent = Histogram()
 
         with contextlib.closing(self.backing.find_root()) as root:
-            self.store = Store(state_dir, root.identity)
+            database = Database(state_dir, root.identity)
+        stack.callback(database.close)
+        self.store = Store(database)
         stack.callback(self.store.close)
         self.whereabouts = Whereabouts(self.backing, self.store)
         self.store.is_gone = self.whereabouts.is_gone
         earlier = filter(self.backing.is_of_root, self.store.from_number(FIRST_SYNTHETIC))
         self.table = InodeTable(self.backing.root_key.device, earlier)
-        sealer = Sealer(self.store.tree_id, self.store.secret)
+        sealer = Sealer(database.tree_id, database.secret)
         self.groups.identifier = Identifier(
             self.backing, path.stream, self.tree, sealer, lambda: path.translator.position
         )
