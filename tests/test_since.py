@@ -58,8 +58,8 @@ def cursor_of(target: Path | str) -> str:
 @pytest.fixture
 def restart(directory: Path) -> Iterator[Callable[[signal.Signals], Mount]]:
     """Start a daemon, after another one, if there is one, has been ended by a signal."""
-    with_state = [directory / name for name in ("source", "mount", "state")]
-    for path in with_state:
+    source, mountpoint, state = (directory / name for name in ("source", "mount", "state"))
+    for path in (source, mountpoint, state):
         path.mkdir()
     mounts: list[Mount] = []
 
@@ -67,7 +67,7 @@ def restart(directory: Path) -> Iterator[Callable[[signal.Signals], Mount]]:
         if mounts:
             mounts[-1].stop(how)
             mounts[-1].close()
-        mounts.append(Mount(*with_state))
+        mounts.append(Mount(source, mountpoint, state))
         return mounts[-1]
 
     try:
@@ -246,7 +246,7 @@ def test_what_changed_while_nobody_was_there_is_named(
     "cursor", ["", "c:", "1", "c:x:y", "c:0123456789ab:-1", "c:0123456789ab:1:2", "@", "@none", "ü"]
 )
 def test_what_is_no_cursor_is_refused(mount: Mount, cursor: str) -> None:
-    for command in (["since", mount.mountpoint, cursor], ["watch", "--since", cursor, mount.mountpoint]):
+    for command in (("since", mount.mountpoint, cursor), ("watch", "--since", cursor, mount.mountpoint)):
         done = run(*command)
         assert (done.returncode, done.stdout) == (2, "")
         assert "cursor" in done.stderr or "snapshot" in done.stderr
@@ -257,7 +257,7 @@ def test_a_cursor_of_another_tree_is_refused(mount: Mount, directory: Path) -> N
     with mounted(directory / "other") as other:
         (other.source / "x").touch()
         foreign = cursor_of(other.mountpoint)
-    for command in (["since", mount.mountpoint, foreign], ["watch", "--since", foreign, mount.mountpoint]):
+    for command in (("since", mount.mountpoint, foreign), ("watch", "--since", foreign, mount.mountpoint)):
         done = run(*command)
         assert (done.returncode, done.stdout) == (2, "")
 
@@ -280,14 +280,14 @@ def test_a_lost_cursor_gets_everything_and_is_told_so(mount: Mount) -> None:
 
 
 def test_nobody_keeps_a_history_off_our_mounts(directory: Path) -> None:
-    for command in (["since", directory, "0"], ["cursor", directory], ["watch", "--since", "0", directory]):
+    for command in (("since", directory, "0"), ("cursor", directory), ("watch", "--since", "0", directory)):
         done = run(*command)
         assert (done.returncode, done.stdout) == (4, "")
         assert "not on a fusenotify mount" in done.stderr
 
 
 def test_a_daemon_that_has_gone(directory: Path) -> None:
-    for command in (["since", f"unix:{directory}/none", "0"], ["cursor", f"unix:{directory}/none"]):
+    for command in (("since", f"unix:{directory}/none", "0"), ("cursor", f"unix:{directory}/none")):
         assert run(*command).returncode == 5
 
 
@@ -304,11 +304,11 @@ def test_snapshots_stand_for_cursors(restart: Callable[[signal.Signals], Mount])
     assert "b" in since(mount.mountpoint, "@two").paths
     assert run("snapshot", "delete", mount.mountpoint, "one").returncode == 0
     assert "one" not in run("snapshot", "list", mount.mountpoint).stdout
-    for command in (["since", mount.mountpoint, "@one"], ["snapshot", "delete", mount.mountpoint, "one"]):
+    for command in (("since", mount.mountpoint, "@one"), ("snapshot", "delete", mount.mountpoint, "one")):
         assert run(*command).returncode == 2
 
 
-@pytest.mark.parametrize("arguments", [["create"], ["delete"], ["list", "name"], ["create", "a/b"], ["create", "@a"]])
+@pytest.mark.parametrize("arguments", [["create"), ("delete"), ("list", "name"), ("create", "a/b"), ("create", "@a"]])
 def test_what_makes_no_sense_of_a_snapshot(mount: Mount, arguments: list[str]) -> None:
     action, *name = arguments
     assert run("snapshot", action, mount.mountpoint, *name).returncode == 2

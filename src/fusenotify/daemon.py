@@ -11,7 +11,7 @@ import trio
 
 from fusenotify import mounting, process
 from fusenotify.changes import Changes
-from fusenotify.config import Listening, MountOptions
+from fusenotify.config import JournalRules, Listening, MountOptions
 from fusenotify.errors import EnvironmentProblem, NotAMount
 from fusenotify.export import Export, OnReady
 from fusenotify.files import Files
@@ -44,6 +44,7 @@ class Daemon:
             mountpoint=self._mountpoint,
             watch_other=options.watch_other,
             watcher=watcher,
+            rules=JournalRules(options.exclusive, options.strict_journal),
             on_loop=self._changes.on_loop,
         )
         recorder = Recorder(
@@ -73,7 +74,14 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 queues = QueueFiles(services, self._export.tree, loop, nursery.start_soon)
                 operations = Operations(
-                    self._nodes, self._passthrough, self._files, queues, loop, self._changes, self._export.filesystems
+                    self._nodes,
+                    self._passthrough,
+                    self._files,
+                    queues,
+                    loop,
+                    self._changes,
+                    self._export.filesystems,
+                    self._export.journal,
                 )
                 pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
                 session.callback(pyfuse3.close, unmount=False)

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 import resource
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,13 +14,15 @@ import trio
 from fusenotify import process
 from fusenotify.addresses import Address
 from fusenotify.backing import Backing
-from fusenotify.config import Listening
+from fusenotify.config import JournalRules, Listening
+from fusenotify.database import Database
 from fusenotify.eventpath import EventPath
 from fusenotify.events import format_cursor
 from fusenotify.filesystems import Filesystems
 from fusenotify.handles import Sealer
 from fusenotify.identification import Identifier
 from fusenotify.inodes import FIRST_SYNTHETIC, InodeTable
+from fusenotify.journal import Journal
 from fusenotify.listening import Listener, opened
 from fusenotify.locator import Locator
 from fusenotify.peer import Services
@@ -50,6 +51,7 @@ class Export:
         backing, filesystems: the tree, and what it consists of.
         watcher, hearing, tree: what hears it; the directories that are watched.
         groups: who listens.
+        journal: what has changed when, also before this run.
         table, store, whereabouts: which object a handle is of.
     """
 
@@ -62,6 +64,7 @@ class Export:
         mountpoint: str = "",
         watch_other: bool = False,
         watcher: str = "auto",
+        rules: JournalRules = JournalRules(),  # noqa: B008 - it is frozen
         on_loop: Callable[[Callable[[], None]], Callable[[], None]] = lambda function: function,
     ) -> None:
         """Wire it up; `stack` takes down what has to be taken down.
@@ -73,6 +76,7 @@ class Export:
             mountpoint: where the tree is mounted by this daemon, if it is.
             watch_other: other users may have marks on subtrees.
             watcher: what is to hear the tree: `auto`, `inotify` or `fanotify`.
+            rules: those of the journal.
             on_loop: makes a function of the event loop's callable by the thread that makes changes, if there is one.
 
         Raises:
@@ -80,7 +84,6 @@ class Export:
         """
         self._source = source
         self._mountpoint = mountpoint
-        self._epoch = secrets.token_hex(6)
         self._end_of_grace: float | None = None
 
         self.backing = Backing(str(source))
@@ -104,23 +107,37 @@ class Export:
         self._sent = Histogram()
 
         with contextlib.closing(self.backing.find_root()) as root:
-            self.store = Store(state_dir, root.identity)
+            database = Database(state_dir, root.identity)
+        stack.callback(database.close)
+        self.store = Store(database)
         stack.callback(self.store.close)
         self.whereabouts = Whereabouts(self.backing, self.store)
         self.store.is_gone = self.whereabouts.is_gone
         earlier = filter(self.backing.is_of_root, self.store.from_number(FIRST_SYNTHETIC))
         self.table = InodeTable(self.backing.root_key.device, earlier)
-        sealer = Sealer(self.store.tree_id, self.store.secret)
+        sealer = Sealer(database.tree_id, database.secret)
+        self.journal = Journal(
+            database,
+            self.backing,
+            self.filesystems,
+            sealer.seal,
+            position=lambda: self._teller.seq,
+            advance=self._teller.advance,
+            rules=rules,
+        )
+        stack.callback(self.journal.close)
+        self.hearing.followers.append(self.journal.follow)
         self.groups.identifier = Identifier(
             self.backing, path.stream, self.tree, sealer, lambda: path.translator.position
         )
         self._locator = Locator(self.backing, self.table, self.tree, self.whereabouts, sealer)
-        self._recalls = Recalls(self._journal)
+        self._recalls = Recalls(self.journal)
         self._root = Root(self.backing, str(source), self.filesystems)
 
     async def crawl(self) -> None:
         """Set every watch; from then on no change is missed."""
         await self.hearing.crawl()
+        self.journal.begin()
         process.spare_the_collector()
 
     def services(self, quiet: Callable[[], Awaitable[None]]) -> Services:
@@ -128,9 +145,9 @@ class Export:
         return Services(
             groups=self.groups,
             locator=self._locator,
-            journal=self._journal,
+            journal=self.journal,
             recalls=self._recalls,
-            epoch=self._epoch,
+            epoch=self.journal.epoch,
             position=lambda: self._teller.seq,
             caught_up=self.hearing.caught_up,
             attentive=self.hearing.attend,
@@ -151,6 +168,9 @@ class Export:
 
     async def say_goodbye(self) -> None:
         """Tell every group that nothing more will come, and let them read it."""
+        if self._end_of_grace is None:
+            with trio.move_on_after(_GRACE):
+                await self.journal.settle(self.hearing.caught_up)
         self.hearing.end()
         if self._end_of_grace is None:  # of a mount this is called at a signal, and again when it has ended
             self._end_of_grace = trio.current_time() + _GRACE
@@ -182,7 +202,7 @@ class Export:
             watcher=self.watcher.name,
             watcher_reason=self._watcher_reason,
             native="off",
-            cursor=format_cursor(self._epoch, self._teller.seq),
+            cursor=format_cursor(self.journal.epoch, self._teller.seq),
             watches=self.watcher.watches,
             overflows=self._translator.overflows,
             recoveries=self._recovery.done,
@@ -197,6 +217,7 @@ class Export:
             dropped=sum(queue.dropped for queue in queues),
             queues=queues[:MOST_QUEUES],
             latency=Latency(self.hearing.latency, self._sent),
+            journal=self.journal.status(),
         )
 
 

@@ -21,6 +21,7 @@ from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.files import Files
 from fusenotify.filesystems import Filesystems
 from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID
+from fusenotify.journal import Journal
 from fusenotify.nodes import Nodes
 from fusenotify.passthrough import Context, Passthrough
 from fusenotify.queuefile import QueueFiles
@@ -32,6 +33,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _RESERVED: Final = QUEUE_DIRECTORY.encode()
 _LISTING_PATIENCE: Final = 0.2  # seconds that a filesystem gets to answer before it is listed unseen
+_FOR_THE_JOURNAL: Final = -1  # on whose account is waited for it
 _ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
 
@@ -71,6 +73,7 @@ class Operations(pyfuse3.Operations):
         loop: FuseLoop,
         changes: Changes,
         filesystems: Filesystems,
+        journal: Journal,
     ) -> None:
         super().__init__()
         self._nodes = nodes
@@ -80,16 +83,32 @@ class Operations(pyfuse3.Operations):
         self._loop = loop
         self._changes = changes
         self._filesystems = filesystems
+        self._journal = journal
 
-    async def _change(self, nodeid: int, function: Callable[..., T], *args: object) -> T:
-        """Make a change of a node, or of what is in it, by a function whose first argument that node is."""
+    async def _change(
+        self, nodeid: int, function: Callable[..., T], *args: object, entries_of: Sequence[int] = ()
+    ) -> T:
+        """Make a change of a node, or of what is in it, by a function whose first argument that node is.
+
+        `entries_of` are the directories, by nodeid, that get other entries by it; where there are none, it is the node
+        that changes.
+        """
         await self._reach(nodeid, *(arg for arg in args if isinstance(arg, bytes)))
+        get = self._nodes.table.get
+        await self._record([get(one).key.number for one in entries_of] or [get(nodeid).directory.number])
         return await self._make(self._nodes.table.get(nodeid).key.device, function, nodeid, *args)
 
     async def _change_open(self, fh: int, function: Callable[..., T], *args: object) -> T:
         """Make a change of an open file, by a function whose first argument that is."""
         await self._reach_open(fh)
+        await self._record([self._files.directory_of(fh)])
         return await self._make(self._files.device_of(fh), function, fh, *args)
+
+    async def _record(self, directories: Sequence[int]) -> None:
+        """Return when the journal knows that something may change in directories, which are inode numbers."""
+        missing = self._journal.missing(directories)
+        if missing:
+            await self._loop.park(_FOR_THE_JOURNAL, self._journal.record, missing)
 
     async def _make(self, device: int, function: Callable[..., T], *args: object) -> T:
         make = self._changes.here if self._filesystems.is_in_memory(device) else self._changes.run
@@ -149,33 +168,38 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: Context
     ) -> EntryAttributes:
         _check_name(parent_inode, name)
-        return await self._change(parent_inode, self._tree.mknod, name, mode, rdev, ctx)
+        return await self._change(parent_inode, self._tree.mknod, name, mode, rdev, ctx, entries_of=[parent_inode])
 
     @answering
     async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: Context) -> EntryAttributes:
         _check_name(parent_inode, name)
-        return await self._change(parent_inode, self._tree.mkdir, name, mode, ctx)
+        entry = await self._change(parent_inode, self._tree.mkdir, name, mode, ctx, entries_of=[parent_inode])
+        get = self._nodes.table.get
+        self._journal.cover(get(entry.st_ino).key.number, get(parent_inode).key.number)
+        return entry
 
     @answering
     async def symlink(self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: Context) -> EntryAttributes:
         _check_name(parent_inode, name)
-        return await self._change(parent_inode, self._tree.symlink, name, target, ctx)
+        return await self._change(parent_inode, self._tree.symlink, name, target, ctx, entries_of=[parent_inode])
 
     @answering
     async def link(self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: Context) -> EntryAttributes:
         _check_name(inode, b"")
         _check_name(new_parent_inode, new_name)
-        return await self._change(inode, self._tree.link, new_parent_inode, new_name, ctx)
+        return await self._change(
+            inode, self._tree.link, new_parent_inode, new_name, ctx, entries_of=[new_parent_inode]
+        )
 
     @answering
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: Context) -> None:
         _check_name(parent_inode, name)
-        await self._change(parent_inode, self._tree.unlink, name, ctx)
+        await self._change(parent_inode, self._tree.unlink, name, ctx, entries_of=[parent_inode])
 
     @answering
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: Context) -> None:
         _check_name(parent_inode, name)
-        await self._change(parent_inode, self._tree.rmdir, name, ctx)
+        await self._change(parent_inode, self._tree.rmdir, name, ctx, entries_of=[parent_inode])
 
     @answering
     async def rename(
@@ -189,7 +213,9 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         _check_name(parent_inode_old, name_old)
         _check_name(parent_inode_new, name_new)
-        await self._change(parent_inode_old, self._tree.rename, name_old, parent_inode_new, name_new, flags, ctx)
+        parents = [parent_inode_old, parent_inode_new]
+        args = (name_old, parent_inode_new, name_new, flags, ctx)
+        await self._change(parent_inode_old, self._tree.rename, *args, entries_of=parents)
 
     @answering
     async def readlink(self, inode: InodeT, ctx: Context) -> FileNameT:
@@ -274,7 +300,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: Context
     ) -> tuple[FileInfo, EntryAttributes]:
         _check_name(parent_inode, name)
-        return await self._change(parent_inode, self._files.create, name, mode, flags, ctx)
+        return await self._change(parent_inode, self._files.create, name, mode, flags, ctx, entries_of=[parent_inode])
 
     @answering
     async def read(  # type: ignore[override]  # pyfuse3 takes any buffer

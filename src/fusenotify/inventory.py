@@ -1,0 +1,218 @@
+"""Compares the tree with the rows of the journal, directory by directory, and writes down what differs.
+
+It runs in the journal's thread, between the events, so that a row never changes between a look at the tree and the
+comparison with it. Events that are still to come may have changed the tree already: what a listing shows is then told
+again, or what is at a path is another directory than the row's. It is looked at again when they are through.
+"""
+
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from fusenotify import _linux
+from fusenotify.backing import Backing
+from fusenotify.entries import DIRECTORY, IS_PRESENT, ROOT_ID, Entries, Look, Row, look_of
+
+_DIRECTORIES_AT_ONCE: Final = 256
+_ENTRIES_AT_ONCE: Final = 4096  # looked at between two transactions, and a directory more
+_SLICE: Final = 0.05  # seconds, likewise
+_MOST_TRIES: Final = 20
+
+Listing = dict[bytes, Look]
+
+
+class Directory(NamedTuple):
+    """A directory to be compared: its row, its inode number where known, where it was, and how often that was wrong."""
+
+    id: int
+    inode: int | None
+    path: bytes
+    moves: int
+    tries: int
+
+
+# A directory, a name in it, the row, and what is there.
+Difference = tuple[Directory, bytes, Row | None, Look | None]
+
+
+class Inventory:
+    """What of the tree is still to be compared.
+
+    Attributes:
+        compared: how many entries have been looked at.
+    """
+
+    def __init__(self, backing: Backing, entries: Entries, is_silent: Callable[[bytes], bool]) -> None:
+        self._backing = backing
+        self._entries = entries
+        self._is_silent = is_silent
+        self._todo: deque[Directory] = deque()
+        self._again: list[Directory] = []
+        self._doubtful: set[int] = set()
+        self._goes_down = True
+        self._devices: set[int] = set()
+        self.compared = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._todo or self._again)
+
+    def begin(self, doubtful: set[int], only: list[int] | None = None) -> None:
+        """Compare the whole tree, or some directories (and what is new in them).
+
+        Args:
+            doubtful: inode numbers of directories whose entries may have changed, also where nothing shows it.
+            only: the numbers of the rows of these directories.
+        """
+        self._doubtful = doubtful
+        self._goes_down = only is None
+        self._todo.clear()
+        self._again.clear()
+        for number in [ROOT_ID] if only is None else only:
+            self.add(number)
+
+    def add(self, number: int) -> None:
+        """Compare one more directory."""
+        self._todo.append(Directory(number, None, b"", -1, 0))
+
+    def look_again(self, *, is_idle: bool) -> None:
+        """Take up again what could not be compared: events have come, or none did for a while (`is_idle`).
+
+        Where that happens again and again no events will come: nobody may read that directory.
+        """
+        for directory in self._again:
+            tries = directory.tries + is_idle
+            if tries < _MOST_TRIES:
+                self._todo.append(directory._replace(tries=tries))
+        self._again.clear()
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing can be compared before more events come."""
+        return bool(self._again) and not self._todo
+
+    def sync(self) -> None:
+        """Bring everything that has been compared to its disk, with all that was changed since. Slow.
+
+        Raises:
+            OSError: a disk does not take it.
+        """
+        _linux.syncfs(self._backing.root_fd)
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    def take(self) -> list[Directory]:
+        """Return some directories that are to be compared next, where they are by their rows."""
+        found: list[Directory] = []
+        while self._todo and len(found) < _DIRECTORIES_AT_ONCE:
+            directory = self._todo.popleft()
+            if directory.moves != self._entries.moves:
+                path = self._entries.path_of(directory.id)
+                if path is None:
+                    continue  # it is gone
+                directory = directory._replace(path=path, moves=self._entries.moves)
+            found.append(directory)
+        return found
+
+    def look(self, directories: list[Directory]) -> list[tuple[Directory, Listing]]:
+        """Look at directories; those that take too long come later."""
+        seen: list[tuple[Directory, Listing]] = []
+        count, end = 0, time.monotonic() + _SLICE
+        for index, directory in enumerate(directories):
+            if count >= _ENTRIES_AT_ONCE or time.monotonic() > end:
+                self._todo.extendleft(reversed(directories[index:]))
+                break
+            try:
+                listing = self._list(directory)
+            except OSError:
+                listing = None
+            if listing is None:
+                self._again.append(directory)
+            else:
+                seen.append((directory, listing))
+                count += len(listing) + 1
+        self.compared += count
+        return seen
+
+    def _list(self, directory: Directory) -> Listing | None:
+        """Return what is in a directory, None if what is at its path is something else."""
+        if self._is_silent(directory.path):
+            return None
+        fd = self._backing.open_beneath(directory.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+        try:
+            status = os.fstat(fd)
+            if directory.inode is not None and look_of(status, 0).inode != directory.inode:
+                return None
+            if status.st_dev not in self._devices:
+                # What was found is durable before anybody is promised that it was: also what was made behind our back.
+                _linux.syncfs(fd)
+                self._devices.add(status.st_dev)
+            return dict(_looks(fd))
+        finally:
+            os.close(fd)
+
+    # --- comparing ---------------------------------------------------------------------------------------------------
+
+    def differences(
+        self, seen: list[tuple[Directory, Listing]]
+    ) -> list[tuple[Directory, bytes, Row | None, Look | None]]:
+        """Return what is not as it was; only rows are read."""
+        found: list[Difference] = []
+        for directory, listing in seen:
+            rows = {row.name: row for row in self._entries.children(directory.id)}
+            is_doubtful = bool(self._doubtful) and self._inode_of(directory) in self._doubtful
+            for name, look in listing.items():
+                row = rows.get(name)
+                if row is None or is_doubtful or not row.is_as(look):
+                    found.append((directory, name, row, look))
+                elif look.is_dir and self._goes_down:
+                    self._push(directory, name, row.id, look)
+            found += [
+                (directory, name, row, None)
+                for name, row in rows.items()
+                if name not in listing and (row.kind & IS_PRESENT or is_doubtful)
+            ]
+        return found
+
+    def write(self, differences: list[Difference], position: int) -> None:
+        """Write down, in a transaction, what differs; it counts as changed at `position`."""
+        for directory, name, row, look in differences:
+            if look is None:
+                assert row is not None
+                self._entries.remove(row, position)
+                continue
+            is_same = row is not None and row.kind == IS_PRESENT | look.is_dir and row.inode == look.inode
+            if row is not None and is_same:
+                self._entries.touch(row, look, position)
+                number = row.id
+            else:
+                number = self._replace(directory, name, row, look, position)
+            if look.is_dir and (self._goes_down or not is_same):
+                self._push(directory, name, number, look)
+
+    def _replace(self, directory: Directory, name: bytes, row: Row | None, look: Look, position: int) -> int:
+        """Write down that a name stands for another object now; return the number of its row."""
+        if row is not None and row.kind == DIRECTORY:
+            self._entries.remove(row, position)
+            row = self._entries.find(directory.id, name)
+        return self._entries.put(directory.id, name, row, look, position, position).id
+
+    def _push(self, directory: Directory, name: bytes, number: int, look: Look) -> None:
+        path = name if directory.id == ROOT_ID else directory.path + b"/" + name
+        self._todo.append(Directory(number, look.inode, path, directory.moves, 0))
+
+    def _inode_of(self, directory: Directory) -> int | None:
+        if directory.inode is not None:
+            return directory.inode
+        status = self._backing.stat_beneath(directory.path)
+        return None if status is None else look_of(status, 0).inode
+
+
+def _looks(fd: int) -> Iterator[tuple[bytes, Look]]:
+    began = time.time_ns()
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                yield os.fsencode(entry.name), look_of(entry.stat(follow_symlinks=False), began)

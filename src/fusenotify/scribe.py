@@ -1,0 +1,416 @@
+"""The journal's thread: it looks at what events name, compares the tree at the start, and writes rows.
+
+It alone changes rows, and never between a look and what is written of it. The lock of the database is held only while
+rows are read or written, never while the tree is looked at: a filesystem that does not answer holds up nobody else.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+from fusenotify.backing import Backing
+from fusenotify.database import Database
+from fusenotify.digest import CHANGES, Step, folded
+from fusenotify.entries import Entries, Look, Row, look_of
+from fusenotify.events import DELETE, EventRecord
+from fusenotify.filesystems import Filesystems
+from fusenotify.history import History
+from fusenotify.inventory import Inventory
+
+log = logging.getLogger(__name__)
+
+_GATHER: Final = 1.0  # seconds from an event until it is written, unless somebody asks
+_SHARE: Final = 4  # the part of the time that the thread leaves to others while events come, to one that it works
+_MANY: Final = 1 << 14  # events that are written at once
+_MOST_BACKLOG: Final = 1 << 18  # events that wait; beyond it the whole tree is looked at again
+_RETRY: Final = 5.0  # seconds until what could not be written is tried again
+_PAUSE: Final = 0.05  # seconds between looks at what events are awaited for
+_HOUSEKEEPING: Final = 1 << 14  # events between two looks at what can be given up
+_MOST_YOUNG: Final = 1 << 14
+_END: Final = 30.0  # seconds that the end may take
+
+Looks = dict[bytes, Look]
+
+
+class Scribe:
+    """Keeps the rows.
+
+    Attributes:
+        most_tombstones: of how many paths that are gone it is kept that they are, snapshots aside.
+        is_ready: the tree has been compared since the start.
+        is_failing: the disk takes nothing.
+        written: everything up to this event is in the database.
+        has_links: there are files with several names, which events may not tell of.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        history: History,
+        backing: Backing,
+        filesystems: Filesystems,
+        *,
+        is_exclusive: bool,
+        on_progress: Callable[[], None],
+    ) -> None:
+        """Begin with `start`; `on_progress` is called by the thread."""
+        self._database = database
+        self._history = history
+        self._backing = backing
+        self._filesystems = filesystems
+        self._is_exclusive = is_exclusive
+        self._on_progress = on_progress
+        self.most_tombstones = 1 << 17
+        self.is_ready = self.is_failing = self.has_links = False
+        self.written = -1
+        self._due = threading.Condition()
+        self._pending: list[Sequence[EventRecord]] = []
+        self._waiting = 0  # events
+        self._followed = 0
+        self._wanted = -1
+        self._looks_at_links = self._looks_again = False
+        self._young: dict[bytes, None] = {}  # paths of what had changed only just before it was looked at
+        self._is_lost = False
+        self._is_closing = False
+        self._is_settled = False
+        self._resting_until = 0.0
+        self._since_housekeeping = _HOUSEKEEPING
+        self._recorded: set[int] = set()
+        with database.reading() as connection:
+            self._entries = Entries(connection)
+        self._inventory = Inventory(backing, self._entries, filesystems.is_silent_at)
+        self._thread: threading.Thread | None = None
+
+    # --- what others call --------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin the run, and compare the tree with what is known of it."""
+        # A daemon thread: a filesystem that never answers must not keep the process from ending.
+        self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._thread is not None:
+            with self._due:
+                self._is_closing = True
+                self._due.notify()
+            self._thread.join(_END)
+            if self._thread.is_alive():
+                log.warning("the backing filesystem does not answer; the next start looks at it in doubt")
+
+    def follow(self, records: Sequence[EventRecord]) -> None:
+        """Take note of what is told."""
+        with self._due:
+            self._followed = records[-1].seq
+            self._is_settled = self._is_settled and not any(record.kind & CHANGES for record in records)
+            self._pending.append(records)
+            self._waiting += len(records)
+            if self._waiting > _MOST_BACKLOG:
+                self._pending.clear()
+                self._waiting = 0
+                self._is_lost, self.is_ready = True, False
+            if len(self._pending) == 1 or self._waiting > _MANY:
+                self._due.notify()
+
+    def hurry(self, seq: int, *, looks_at_links: bool = False, looks_again: bool = False) -> None:
+        """Write everything up to an event now, which `written` then shows.
+
+        Args:
+            seq: the event.
+            looks_at_links: what has changed of files with several names counts as changed at that event.
+            looks_again: what had changed only just before it was looked at is looked at once more.
+        """
+        with self._due:
+            self._wanted = max(self._wanted, seq)
+            self._looks_at_links |= looks_at_links
+            self._looks_again |= looks_again
+            self._due.notify()
+
+    def settle(self, seq: int) -> None:
+        """Take note that nothing has changed that was not told up to an event, all of which is written."""
+        with self._due:
+            self._is_settled = self.written >= seq >= self._followed and self.is_ready
+
+    def missing(self, numbers: Iterable[int]) -> set[int]:
+        """Return the directories, by inode number, of which it is not yet durable that something may change in them."""
+        return set(numbers) - self._recorded
+
+    def record(self, numbers: set[int]) -> None:
+        """Write down durably that something may change in directories. Slow: for a thread.
+
+        Raises:
+            sqlite3.Error: that is not possible.
+        """
+        with self._database.transaction() as connection:
+            self._history.touch(connection, numbers)
+        self._recorded |= numbers
+
+    def cover(self, number: int) -> None:
+        """Take a new directory in a recorded one for recorded: who looks at that one finds it."""
+        self._recorded.add(number)
+
+    @property
+    def compared(self) -> int:
+        """How many entries of the tree have been looked at since the start."""
+        return self._inventory.compared
+
+    # --- the thread --------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        self._attempt(self._begin)
+        while self._await_work():
+            began = time.monotonic()
+            try:
+                had_events = self._round()
+            except Exception:
+                log.exception("the journal stumbled; the whole tree is looked at again")
+                self._is_lost = True
+                had_events = True
+            if had_events:
+                now = time.monotonic()
+                self._resting_until = now + max(_GATHER, _SHARE * (now - began))
+            self._on_progress()
+        self._end()
+
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        status = os.fstat(self._backing.root_fd)
+        self._entries.add_root(look_of(status, 0), self._history.start)
+        self._history.written(connection, 0)
+        only = None
+        if self._is_exclusive and self._history.was_exclusive:
+            only = self._rows_of(connection, self._history.touched)
+        self._inventory.begin(self._history.touched, only)
+
+    def _rows_of(self, connection: sqlite3.Connection, numbers: Iterable[int]) -> list[int]:
+        query = "SELECT id FROM entry WHERE kind = 3 AND inode = ?"
+        return [row for number in numbers for (row,) in connection.execute(query, (number,))]
+
+    def _await_work(self) -> bool:
+        """Return when there is something to do, False if that is to end."""
+        with self._due:
+            while not self._is_closing:
+                if self.is_failing:
+                    self._due.wait_for(lambda: self._is_closing, _RETRY)
+                    break
+                if self._is_urgent() or self._is_lost or (self._inventory and not self._inventory.waits):
+                    break
+                if self._inventory.waits:
+                    if not self._due.wait_for(lambda: self._pending or self._is_urgent(), _PAUSE):
+                        self._inventory.look_again(is_idle=True)
+                    break
+                if self._pending:
+                    rest = self._resting_until - time.monotonic()
+                    self._due.wait_for(self._is_urgent, max(rest, _GATHER))
+                    break
+                self._due.wait()
+            return not self._is_closing
+
+    def _is_urgent(self) -> bool:
+        return self._is_closing or self._wanted > self.written or self._waiting > _MANY
+
+    def _round(self) -> bool:
+        """Do what there is to do; return whether there were events."""
+        with self._due:
+            batches, self._pending = self._pending, []
+            self._waiting = 0
+            seq = max(self._followed, self._wanted)
+            looks_at_links, self._looks_at_links = self._looks_at_links, False
+            looks_again, self._looks_again = self._looks_again, False
+            is_lost, self._is_lost = self._is_lost, False
+        if is_lost:
+            self._start_over()
+        records = [record for batch in batches for record in batch if record.kind & CHANGES]
+        is_due = bool(batches) or seq > self.written
+        if is_due and not self._attempt_events(records, seq, looks_at_links=looks_at_links, looks_again=looks_again):
+            with self._due:
+                self._pending = batches + self._pending
+                self._waiting += sum(map(len, batches))
+                self._looks_at_links |= looks_at_links
+            return True
+        if self._inventory:
+            self._compare()
+        elif self._since_housekeeping >= _HOUSEKEEPING:
+            self._attempt(self._keep_house)
+        self._since_housekeeping += len(records)
+        return bool(records)
+
+    def _attempt(self, work: Callable[[sqlite3.Connection], object]) -> bool:
+        """Do something that the disk may not let us do, and return whether it did."""
+        try:
+            with self._database.transaction() as connection:
+                work(connection)
+        except sqlite3.Error as error:
+            self.fail(error)
+            with contextlib.suppress(sqlite3.Error), self._database.reading():
+                self._entries.forget_cached()
+            return False
+        if self.is_failing:
+            log.warning("%s is written again", self._database.path)
+            self.is_failing = False
+        return True
+
+    def fail(self, error: sqlite3.Error) -> None:
+        """Take note that the disk takes nothing."""
+        if not self.is_failing:
+            log.warning(
+                "%s cannot be written: %s. Until it can, `since` names all there is",
+                self._database.path, error,
+            )  # fmt: skip
+        self.is_failing = True
+
+    def _start_over(self) -> None:
+        """Look at everything anew; where we heard of changes, what is there may have changed without a trace."""
+        with self._database.reading() as connection:
+            touched = {inode for (inode,) in connection.execute("SELECT inode FROM touched")}
+        self.is_ready = False
+        self._inventory.begin(touched | self._recorded)
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def _attempt_events(
+        self, records: Sequence[EventRecord], seq: int, *, looks_at_links: bool, looks_again: bool
+    ) -> bool:
+        steps = list(folded(records))
+        looks, directories = self._look(steps)
+        links = self._changed_links() if looks_at_links else []
+        older = self._look_again() if looks_again else {}
+        touched: set[int] = set()
+
+        def write(connection: sqlite3.Connection) -> None:
+            touched.update(look.inode for look in looks.values() if look.is_dir)
+            touched.update(number or self._entries.inode_of(path) for path, number in directories.items())
+            touched.difference_update(self._recorded)
+            self._write_steps(steps, looks)
+            for row, look in links:
+                self._entries.touch(row, look, self._history.start + seq)
+            for path, look in older.items():
+                self._entries.look_again(path, look)
+            self._history.touch(connection, touched)
+            self._history.written(connection, seq)
+            self.has_links = self._entries.has_links()
+
+        if not self._attempt(write):
+            return False
+        self._recorded |= touched
+        self.written = seq
+        if len(self._young) < _MOST_YOUNG:
+            self._young.update((path, None) for path, look in looks.items() if look.ctime == 0)
+        self._inventory.look_again(is_idle=False)
+        while self._entries.unlisted:
+            self._inventory.add(self._entries.unlisted.pop())
+        return True
+
+    def _write_steps(self, steps: Sequence[Step], looks: Looks) -> None:
+        start = self._history.start
+        for step in steps:
+            if isinstance(step, EventRecord):
+                self._entries.restructure(step, start, looks.get(step.path or b""), looks.get(step.old_path or b""))
+            else:
+                for path, note in step.items():
+                    self._entries.note(path, note, start, looks.get(path))
+
+    def _look(self, steps: Sequence[Step]) -> tuple[Looks, dict[bytes, int]]:
+        """Return what is at the paths that events tell of, and the inode numbers of their directories (0: unknown)."""
+        names: dict[bytes, list[bytes]] = {}
+        looks: Looks = {}
+        for path, is_there in _paths_of(steps):
+            if path == b".":
+                looks[path] = look_of(os.fstat(self._backing.root_fd), time.time_ns())
+                continue
+            directory, _, name = path.rpartition(b"/")
+            in_it = names.setdefault(directory or b".", [])
+            if is_there:
+                in_it.append(name)
+        return looks, {directory: self._look_in(directory, in_it, looks) for directory, in_it in names.items()}
+
+    def _look_in(self, directory: bytes, names: Sequence[bytes], looks: Looks) -> int:
+        """Look at some entries of a directory, and return its inode number, 0 where that is not possible."""
+        if self._filesystems.is_silent_at(directory):
+            return 0
+        try:
+            fd = self._backing.open_beneath(directory, os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            return 0
+        prefix = b"" if directory == b"." else directory + b"/"
+        began = time.time_ns()
+        try:
+            for name in names:
+                with contextlib.suppress(OSError):
+                    looks[prefix + name] = look_of(os.stat(name, dir_fd=fd, follow_symlinks=False), began)
+            return look_of(os.fstat(fd), began).inode
+        finally:
+            os.close(fd)
+
+    def _look_again(self) -> Looks:
+        """Look at what had changed only just before it was looked at."""
+        young, self._young = self._young, {}
+        looks: Looks = {}
+        for path in young:
+            began = time.time_ns()
+            status = self._backing.stat_beneath(path)
+            if status is not None:
+                looks[path] = look_of(status, began)
+        return looks
+
+    def _changed_links(self) -> list[tuple[Row, Look]]:
+        """Return the files with several names that have changed since they were looked at last."""
+        with self._database.reading():
+            rows = self._entries.linked()
+        changed = []
+        for path, row in rows:
+            began = time.time_ns()
+            status = self._backing.stat_beneath(path)
+            if status is not None and not row.is_as(look := look_of(status, began)):
+                changed.append((row, look))
+        return changed
+
+    # --- comparing, cleaning up, ending ------------------------------------------------------------------------------
+
+    def _compare(self) -> None:
+        with self._database.reading():
+            directories = self._inventory.take()
+        seen = self._inventory.look(directories)
+        with self._database.reading():
+            differences = self._inventory.differences(seen)
+        write = functools.partial(self._inventory.write, differences, self._history.start)
+        if differences and not self._attempt(lambda connection: write()):
+            self._is_lost = True
+        elif not self._inventory and self._attempt(self._history.compared):
+            self.is_ready = True
+
+    def _keep_house(self, connection: sqlite3.Connection) -> None:
+        if not self._entries.purge():
+            self._history.compact(connection, self.most_tombstones)
+            self._since_housekeeping = 0
+
+    def _end(self) -> None:
+        """Write what is left, and that nothing is in doubt, if that is so."""
+        while self._pending and not self.is_failing:
+            self._round()
+        if not self._is_settled or self.is_failing or self._inventory:
+            return
+        try:
+            self._inventory.sync()
+        except OSError as error:
+            log.warning("the backing tree cannot be brought to its disk: %s", error)
+            return
+        self._attempt(functools.partial(self._history.ended, seq=self.written))
+
+
+def _paths_of(steps: Sequence[Step]) -> Iterator[tuple[bytes, bool]]:
+    """Yield the paths that events tell of, and whether there may be something."""
+    for step in steps:
+        if isinstance(step, EventRecord):
+            for path in (step.path, step.old_path):
+                if path is not None:
+                    yield path, step.kind != DELETE
+        else:
+            for path, note in step.items():
+                yield path, note.exists is not False
