@@ -308,7 +308,7 @@ def test_snapshots_stand_for_cursors(restart: Callable[[signal.Signals], Mount])
         assert run(*command).returncode == 2
 
 
-@pytest.mark.parametrize("arguments", [["create"), ("delete"), ("list", "name"), ("create", "a/b"), ("create", "@a"]])
+@pytest.mark.parametrize("arguments", [["create"], ["delete"], ["list", "name"], ["create", "a/b"], ["create", "@a"]])
 def test_what_makes_no_sense_of_a_snapshot(mount: Mount, arguments: list[str]) -> None:
     action, *name = arguments
     assert run("snapshot", action, mount.mountpoint, *name).returncode == 2
@@ -469,11 +469,11 @@ def churn(top: Path, rounds: int, seed: int) -> None:
         path = top / dice.choice([*paths, "."])
         match dice.randrange(4):
             case 0:
-                (path if path.is_dir() else path.parent).joinpath(f"d{number}").mkdir()
+                (path if path.is_dir() else path.parent).joinpath(f"d{seed}_{number}").mkdir()
             case 1:
-                (path if path.is_dir() else path.parent).joinpath(f"f{number}").write_text("x")
+                (path if path.is_dir() else path.parent).joinpath(f"f{seed}_{number}").write_text("x")
             case 2 if path != top:
-                path.rename(top / f"r{number}")
+                path.rename(top / f"r{seed}_{number}")
             case 3 if path.is_dir() and path != top and not any(path.iterdir()):
                 path.rmdir()
             case 3 if not path.is_dir():

@@ -120,6 +120,7 @@ class Group:
         if self._index.pop(number) is None:
             raise UsageError(f"this group has no mark {number}")
         self.queue.drop(number)
+        self.lag.note_room()
         self._recalling = [one for one in self._recalling if one != number]
         self._note_marks()
 

@@ -72,7 +72,7 @@ class Lag:
         self.as_doubtful: Callable[[int, EventRecord], EventRecord] = lambda _, record: record
         self._queue = queue
         queue.on_loss = self._note_loss
-        queue.on_read = self._note_read
+        queue.on_read = self.note_room
         queue.on_overflow_read = self._note_overflow_read
 
     @property
@@ -148,7 +148,8 @@ class Lag:
             self.note(mark, record)
         self.on_change()
 
-    def _note_read(self) -> None:
+    def note_room(self) -> None:
+        """Take note that there may be room to tell more."""
         if self.doubt is not None and self.has_room:
             self.on_room()
 
