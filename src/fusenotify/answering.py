@@ -160,7 +160,7 @@ class RowsSince:
 
     def _of_entry(self, path: bytes, kind: int, gone: int, *, is_new: bool) -> Iterator[Named]:
         is_dir = bool(kind & IS_DIRECTORY)
-        if self._after != EVERYTHING and is_dir and gone > self._after:
+        if self._after != EVERYTHING and gone > self._after:
             yield Named(path, True, False, is_gone=True)
         if kind == DIRECTORY or not is_dir:
             yield Named(path, is_dir, is_new)
