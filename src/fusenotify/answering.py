@@ -117,6 +117,9 @@ class _Place(NamedTuple):
     born: int
 
 
+_ROOT_ONLY: Final[dict[int, _Place | None]] = {ROOT_ID: _Place(b"", EVERYTHING)}
+
+
 class RowsSince:
     """The rows that changed after a position, as the database is now."""
 
@@ -125,7 +128,7 @@ class RowsSince:
         self._connection = database.snapshot()
         self._after = after
         self._below = below
-        self._places: dict[int, _Place | None] = {}
+        self._places = _ROOT_ONLY.copy()
 
     def close(self) -> None:
         """Let go of the state."""
@@ -157,7 +160,7 @@ class RowsSince:
 
     def _of_entry(self, path: bytes, kind: int, gone: int, *, is_new: bool) -> Iterator[Named]:
         is_dir = bool(kind & IS_DIRECTORY)
-        if self._after != EVERYTHING and is_dir and gone > self._after:
+        if self._after != EVERYTHING and gone > self._after:
             yield Named(path, True, False, is_gone=True)
         if kind == DIRECTORY or not is_dir:
             yield Named(path, is_dir, is_new)
@@ -177,20 +180,22 @@ class RowsSince:
 
     def _place(self, number: int) -> _Place | None:
         """Return where a directory is, None if it is below one that has gone."""
-        if number == ROOT_ID:
-            return _Place(b"", EVERYTHING)
-        if number not in self._places:
-            if len(self._places) >= _MOST_PLACES:
-                self._places.clear()
-            self._places[number] = self._found(number)
-        return self._places[number]
-
-    def _found(self, number: int) -> _Place | None:
-        row = self._connection.execute("SELECT parent, name, kind, born FROM entry WHERE id = ?", (number,)).fetchone()
-        if row is None or row[2] != DIRECTORY:
-            return None
-        above = self._place(row[0])
-        return None if above is None else _Place(above.prefix + row[1] + b"/", max(above.born, row[3]))
+        way: list[tuple[int, bytes, int]] = []
+        query = "SELECT parent, name, born FROM entry WHERE id = ? AND kind = ?"
+        while number not in self._places:
+            row = self._connection.execute(query, (number, DIRECTORY)).fetchone()
+            if row is None:
+                self._places[number] = None
+                break
+            way.append((number, row[1], row[2]))
+            number = row[0]
+        place = self._places[number]
+        if len(self._places) + len(way) > _MOST_PLACES:
+            self._places = _ROOT_ONLY.copy()
+        for below, name, born in reversed(way):
+            place = None if place is None else _Place(place.prefix + name + b"/", max(place.born, born))
+            self._places[below] = place
+        return place
 
 
 class Scan:

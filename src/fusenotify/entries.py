@@ -120,13 +120,14 @@ class Entries:
         self._connection = connection
         self.unlisted: list[int] = []
         self.moves = 0
-        self._ids: dict[bytes, int] = {}
+        self._ids: dict[bytes, int] = {}  # of directories that are there, by path; below, the other way round
+        self._paths: dict[int, bytes] = {}
         self._next_id = ROOT_ID
         self.forget_cached()
 
     def forget_cached(self) -> None:
         """Read everything anew: a transaction has failed."""
-        self._ids = {b".": ROOT_ID}
+        self._forget_paths()
         self.moves += 1
         ((rows, orphans),) = self._connection.execute(
             "SELECT (SELECT max(id) FROM entry), (SELECT max(id) FROM orphan)"
@@ -176,7 +177,6 @@ class Entries:
             self._remove(parent, name, self.find(parent, name), changed, is_dir=is_dir)
         elif old is not None and new is not None:
             self._rename(old, new, record, changed, (look, old_look))
-        self._forget_paths()
 
     def _rename(
         self, old: bytes, new: bytes, record: EventRecord, changed: int, looks: tuple[Look | None, Look | None]
@@ -216,6 +216,8 @@ class Entries:
         look = look if look is not None and is_seen else UNSEEN._replace(inode=row.inode, links=row.links)
         gone = 0 if before is None else changed if before.kind == DIRECTORY else before.gone
         self._connection.execute("UPDATE entry SET parent = ?, name = ? WHERE id = ?", (*place, row.id))
+        if row.kind == DIRECTORY:
+            self._forget_path(row.id)
         self._update(row.id, row.kind, look, changed, changed, gone)
 
     # --- single rows -------------------------------------------------------------------------------------------------
@@ -304,7 +306,7 @@ class Entries:
         self._connection.execute("DELETE FROM entry WHERE id = ?", (row.id,))
         if row.kind == DIRECTORY:
             self._connection.execute("INSERT OR IGNORE INTO orphan VALUES (?)", (row.id,))
-            self._forget_paths()
+            self._forget_path(row.id)
 
     def _insert(self, parent: int, name: bytes, kind: int, look: Look, changed: int, born: int, gone: int) -> Row:
         number, self._next_id = self._next_id, self._next_id + 1
@@ -332,17 +334,43 @@ class Entries:
 
     def directory(self, path: bytes, changed: int) -> int:
         """Return the number of a directory; one that was not known is from now on."""
-        number = self._ids.get(path)
-        if number is None:
-            parent, name = self._place(path, changed)
-            row = self.find(parent, name)
+        number, known, missing = self._known(path)
+        for name in missing:
+            row = self.find(number, name)
             if row is None or row.kind != DIRECTORY:
-                row = self.put(parent, name, row, UNSEEN._replace(is_dir=True), changed, changed)
+                row = self.put(number, name, row, UNSEEN._replace(is_dir=True), changed, changed)
                 self.unlisted.append(row.id)
-            if len(self._ids) >= _MOST_CACHED:
-                self._ids = {b".": ROOT_ID}
-            self._ids[path] = number = row.id
+            number = row.id
+            known = name if known == b"." else known + b"/" + name
+            self._remember(known, number)
         return number
+
+    def inode_of(self, path: bytes) -> int:
+        """Return the inode number of a directory, as far as that is known, else 0."""
+        number, known, missing = self._known(path)
+        for name in missing:
+            row = self.find(number, name)
+            if row is None or row.kind != DIRECTORY:
+                return 0
+            number = row.id
+            known = name if known == b"." else known + b"/" + name
+            self._remember(known, number)
+        found = self._connection.execute("SELECT inode FROM entry WHERE id = ?", (number,)).fetchone()
+        return 0 if found is None else int(found[0])
+
+    def _known(self, path: bytes) -> tuple[int, bytes, list[bytes]]:
+        """Return the directory on the way to a path, or at it, that is at hand, and what is missing from there on."""
+        missing: list[bytes] = []
+        while path not in self._ids:
+            above, _, name = path.rpartition(b"/")
+            missing.append(name)
+            path = above or b"."
+        return self._ids[path], path, missing[::-1]
+
+    def _remember(self, path: bytes, number: int) -> None:
+        if len(self._ids) >= _MOST_CACHED:
+            self._forget_paths()
+        self._ids[path], self._paths[number] = number, path
 
     def path_of(self, number: int) -> bytes | None:
         """Return the path of a directory that is there."""
@@ -355,20 +383,17 @@ class Entries:
             names.append(found[1])
         return b"/".join(reversed(names)) or b"."
 
-    def inode_of(self, path: bytes) -> int:
-        """Return the inode number of a directory, as far as that is known, else 0."""
-        row: Row | None = None
-        parent = ROOT_ID
-        for name in path.split(b"/"):
-            row = self.find(parent, name)
-            if row is None:
-                return 0
-            parent = row.id
-        return row.inode if row is not None else 0
+    def _forget_path(self, number: int) -> None:
+        """Take note that a directory is where it was no longer, nor is what is below it."""
+        self.moves += 1
+        has_below = "SELECT 1 FROM entry WHERE parent = ? AND kind = ? LIMIT 1"
+        if self._connection.execute(has_below, (number, DIRECTORY)).fetchone() is not None:
+            self._forget_paths()
+        elif (path := self._paths.pop(number, None)) is not None:
+            del self._ids[path]
 
     def _forget_paths(self) -> None:
-        self._ids = {b".": ROOT_ID}
-        self.moves += 1
+        self._ids, self._paths = {b".": ROOT_ID}, {ROOT_ID: b"."}
 
     # --- cleaning up -------------------------------------------------------------------------------------------------
 

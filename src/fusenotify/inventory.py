@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from fusenotify import _linux
 from fusenotify.backing import Backing
-from fusenotify.entries import DIRECTORY, IS_PRESENT, ROOT_ID, Entries, Look, Row, look_of
+from fusenotify.entries import IS_PRESENT, ROOT_ID, Entries, Look, Row, look_of
 
 _DIRECTORIES_AT_ONCE: Final = 256
 _ENTRIES_AT_ONCE: Final = 4096  # looked at between two transactions, and a directory more
@@ -51,6 +51,7 @@ class Inventory:
         self._is_silent = is_silent
         self._todo: deque[Directory] = deque()
         self._again: list[Directory] = []
+        self._position = 0
         self._doubtful: set[int] = set()
         self._goes_down = True
         self._devices: set[int] = set()
@@ -59,13 +60,15 @@ class Inventory:
     def __bool__(self) -> bool:
         return bool(self._todo or self._again)
 
-    def begin(self, doubtful: set[int], only: list[int] | None = None) -> None:
+    def begin(self, position: int, doubtful: set[int], only: list[int] | None = None) -> None:
         """Compare the whole tree, or some directories (and what is new in them).
 
         Args:
+            position: where what differs counts as changed.
             doubtful: inode numbers of directories whose entries may have changed, also where nothing shows it.
             only: the numbers of the rows of these directories.
         """
+        self._position = position
         self._doubtful = doubtful
         self._goes_down = only is None
         self._todo.clear()
@@ -176,28 +179,26 @@ class Inventory:
             ]
         return found
 
-    def write(self, differences: list[Difference], position: int) -> None:
-        """Write down, in a transaction, what differs; it counts as changed at `position`."""
-        for directory, name, row, look in differences:
+    def write(self, differences: list[Difference]) -> None:
+        """Write down, in a transaction, what differs.
+
+        It counts as changed at the position of this comparison, but never earlier than what events have told of it.
+        """
+        for directory, name, known, look in differences:
+            row = known
+            position = self._position if row is None else max(self._position, row.changed)
             if look is None:
                 assert row is not None
                 self._entries.remove(row, position)
                 continue
-            is_same = row is not None and row.kind == IS_PRESENT | look.is_dir and row.inode == look.inode
+            # What events have told of and nobody has seen yet has no inode number.
+            is_same = row is not None and row.kind == IS_PRESENT | look.is_dir and row.inode in (look.inode, 0)
             if row is not None and is_same:
                 self._entries.touch(row, look, position)
-                number = row.id
             else:
-                number = self._replace(directory, name, row, look, position)
+                row = self._entries.put(directory.id, name, row, look, position, position)
             if look.is_dir and (self._goes_down or not is_same):
-                self._push(directory, name, number, look)
-
-    def _replace(self, directory: Directory, name: bytes, row: Row | None, look: Look, position: int) -> int:
-        """Write down that a name stands for another object now; return the number of its row."""
-        if row is not None and row.kind == DIRECTORY:
-            self._entries.remove(row, position)
-            row = self._entries.find(directory.id, name)
-        return self._entries.put(directory.id, name, row, look, position, position).id
+                self._push(directory, name, row.id, look)
 
     def _push(self, directory: Directory, name: bytes, number: int, look: Look) -> None:
         path = name if directory.id == ROOT_ID else directory.path + b"/" + name

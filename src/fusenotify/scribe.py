@@ -25,6 +25,7 @@ from fusenotify.inventory import Inventory
 
 log = logging.getLogger(__name__)
 
+MOST_TOMBSTONES: Final = 1 << 17  # paths that are gone, of which it is kept that they are, snapshots aside
 _GATHER: Final = 1.0  # seconds from an event until it is written, unless somebody asks
 _SHARE: Final = 4  # the part of the time that the thread leaves to others while events come, to one that it works
 _MANY: Final = 1 << 14  # events that are written at once
@@ -42,7 +43,6 @@ class Scribe:
     """Keeps the rows.
 
     Attributes:
-        most_tombstones: of how many paths that are gone it is kept that they are, snapshots aside.
         is_ready: the tree has been compared since the start.
         is_failing: the disk takes nothing.
         written: everything up to this event is in the database.
@@ -66,7 +66,6 @@ class Scribe:
         self._filesystems = filesystems
         self._is_exclusive = is_exclusive
         self._on_progress = on_progress
-        self.most_tombstones = 1 << 17
         self.is_ready = self.is_failing = self.has_links = False
         self.written = -1
         self._due = threading.Condition()
@@ -186,7 +185,7 @@ class Scribe:
         only = None
         if self._is_exclusive and self._history.was_exclusive:
             only = self._rows_of(connection, self._history.touched)
-        self._inventory.begin(self._history.touched, only)
+        self._inventory.begin(self._history.start, self._history.touched, only)
 
     def _rows_of(self, connection: sqlite3.Connection, numbers: Iterable[int]) -> list[int]:
         query = "SELECT id FROM entry WHERE kind = 3 AND inode = ?"
@@ -225,7 +224,7 @@ class Scribe:
             looks_again, self._looks_again = self._looks_again, False
             is_lost, self._is_lost = self._is_lost, False
         if is_lost:
-            self._start_over()
+            self._start_over(seq)
         records = [record for batch in batches for record in batch if record.kind & CHANGES]
         is_due = bool(batches) or seq > self.written
         if is_due and not self._attempt_events(records, seq, looks_at_links=looks_at_links, looks_again=looks_again):
@@ -265,12 +264,12 @@ class Scribe:
             )  # fmt: skip
         self.is_failing = True
 
-    def _start_over(self) -> None:
+    def _start_over(self, seq: int) -> None:
         """Look at everything anew; where we heard of changes, what is there may have changed without a trace."""
         with self._database.reading() as connection:
             touched = {inode for (inode,) in connection.execute("SELECT inode FROM touched")}
         self.is_ready = False
-        self._inventory.begin(touched | self._recorded)
+        self._inventory.begin(self._history.start + seq, touched | self._recorded)
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -379,15 +378,14 @@ class Scribe:
         seen = self._inventory.look(directories)
         with self._database.reading():
             differences = self._inventory.differences(seen)
-        write = functools.partial(self._inventory.write, differences, self._history.start)
-        if differences and not self._attempt(lambda connection: write()):
+        if differences and not self._attempt(lambda _: self._inventory.write(differences)):
             self._is_lost = True
         elif not self._inventory and self._attempt(self._history.compared):
             self.is_ready = True
 
     def _keep_house(self, connection: sqlite3.Connection) -> None:
         if not self._entries.purge():
-            self._history.compact(connection, self.most_tombstones)
+            self._history.compact(connection, MOST_TOMBSTONES)
             self._since_housekeeping = 0
 
     def _end(self) -> None:
