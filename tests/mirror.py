@@ -25,7 +25,7 @@ class Mirror:
             case Kind.DELETE:
                 self._remove(event.path or "")
             case Kind.RENAME:
-                self._move(event.old_path or "", event.path or "")
+                self._move(event.old_path, event.path)
 
     def _remove(self, top: str) -> set[str]:
         """Forget a path and everything below it, and return that."""
@@ -33,10 +33,11 @@ class Mirror:
         self.paths -= removed
         return removed
 
-    def _move(self, old: str, new: str) -> None:
-        moved = self._remove(old)
-        self.paths.discard(new)
-        self.paths |= {new + path.removeprefix(old) for path in moved}
+    def _move(self, old: str | None, new: str | None) -> None:
+        below = {path.removeprefix(old) for path in self._remove(old)} if old is not None else set()
+        if new is not None:
+            self._remove(new)
+            self.paths |= {new} | {new + path for path in below}
 
 
 def survey(source: Path) -> Iterator[str]:

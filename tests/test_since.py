@@ -318,6 +318,7 @@ def test_what_makes_no_sense_of_a_snapshot(mount: Mount, arguments: list[str]) -
 
 
 def test_who_may_not_watch_a_subtree_is_not_told_of_it(directory: Path, nobody: list[str]) -> None:
+    directory.chmod(0o755)
     with mounted(directory, ["-o", "allow_other"]) as mount:
         (mount.source / "file").touch()
         codes = {
