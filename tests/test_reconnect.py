@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from fusenotify import DaemonGone, Event, Kind, Reason, client, open_group, watch
+from fusenotify import DaemonGone, Event, Kind, Reason, client, cursor, open_group, watch
 from tests.certificates import Authority, listening, options
 from tests.harness import Mount, Watch
 from tests.mirror import Mirror, follow_until
@@ -101,6 +101,7 @@ def check_convergence(
         async with watch(service.target(way), reconnect=True, tls=service.tls) as group:
             (service.source / "before").touch()
             await follow_until(group, mirror, service.source)
+            await cursor(service.target(way), tls=service.tls)  # by then all that was told is written down
             service.stop(how)
             if overflows:
                 service.forget()

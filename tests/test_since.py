@@ -239,6 +239,23 @@ def test_what_changed_while_nobody_was_there_is_named(
     assert told.of("old") == [False]
 
 
+@pytest.mark.parametrize("number", range(5))
+def test_what_was_told_and_not_written_down_yet_is_not_forgotten(
+    restart: Callable[[signal.Signals], Mount], watching: Callable[..., Watch], number: int
+) -> None:
+    """Whoever has heard of a name that was made right before the daemon was killed hears that it is gone, somehow."""
+    mount = restart(signal.SIGKILL)
+    watch = watching(mount.mountpoint)
+    for name in range(number):
+        (mount.source / f"{name}").touch()
+    (mount.source / "brief").mkdir()
+    cursor = watch.until("brief")[-1]["cursor"]
+    mount.stop(signal.SIGKILL)
+    (mount.source / "brief").rmdir()
+    told = since(restart(signal.SIGKILL).mountpoint, cursor)
+    assert told.fresh or told.of("brief") == [False]
+
+
 # --- cursors ---------------------------------------------------------------------------------------------------------
 
 

@@ -133,10 +133,10 @@ class History:
     def _earlier(self, epoch: _Epoch | None, seq: int) -> int | None:
         """Return a position of an earlier run.
 
-        What was told and not written down before a power failure may have been undone by it, and where that was nobody
-        knows. Where only the daemon was killed, a comparison finds it.
+        What was told and not written down is lost with the daemon: a name that came then and has gone since is in no row,
+        though who has the cursor knows it.
         """
-        if epoch is None or (seq > epoch.seq and (epoch.is_clean or epoch.place != self._place or not self._place)):
+        if epoch is None or seq > epoch.seq:
             return None
         return (epoch.ordinal << _SEQ_BITS) + seq
 
