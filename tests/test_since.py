@@ -1,5 +1,6 @@
 """What has changed since a cursor: asked for once, and as the beginning of a stream that goes on live."""
 
+import contextlib
 import json
 import os
 import random
@@ -16,8 +17,8 @@ import pytest
 
 import fusenotify
 from fusenotify import BadCursor, Event, HistoryGone, Kind, NotAMount, Scope, UsageError, open_group, protocol, watch
-from fusenotify.protocol import Changes, FrameBuffer, Since
-from tests.harness import FUSENOTIFY, Mount, Watch, mounted, run
+from fusenotify.protocol import Changes, FrameBuffer, More, Refusal, Since
+from tests.harness import FUSENOTIFY, Mount, Watch, mounted, patched, run
 from tests.mirror import Mirror, follow_until, survey
 from tests.reading import Run
 from tests.soak import SEED
@@ -364,9 +365,7 @@ def test_a_queue_file_in_a_directory_tells_of_that_only(mount: Mount) -> None:
         (mount.source / name).touch()
     fd = os.open(mount.mountpoint / "a" / ".fusenotify" / "queue", os.O_RDWR | os.O_NONBLOCK)
     try:
-        os.write(fd, protocol.encode(Since(1, b".", cursor)))
-        select.select([fd], [], [])
-        answer = protocol.decode_reply(FrameBuffer().feed(os.read(fd, 1 << 17))[0])
+        answer = ask_raw(fd, Since(1, b".", cursor))
     finally:
         os.close(fd)
     assert isinstance(answer, Changes)
@@ -607,3 +606,51 @@ def test_a_mark_that_goes_while_it_is_told_leaves_the_others(mount: Mount, go: R
             assert event.mark is kept
 
     go(main)
+
+
+# --- answers that nobody fetches -------------------------------------------------------------------------------------
+
+IMPATIENT = "import fusenotify.answering as a; a._PATIENCE = a._PATIENCE_FOR_PAGE = 0.2"
+
+
+def test_an_answer_that_is_not_fetched_is_given_up(directory: Path) -> None:
+    """It keeps what is written meanwhile from being tidied up, and one of few places from others."""
+    with patched(directory, IMPATIENT) as mount, contextlib.ExitStack() as stack:
+        for number in range(3000):
+            (mount.source / f"{number:0200}").touch()
+        queues = [os.open(mount.mountpoint / ".fusenotify" / "queue", os.O_RDWR | os.O_NONBLOCK) for _ in range(20)]
+        for fd in queues:
+            stack.callback(os.close, fd)
+        assert {type(ask_raw(fd, Since(1, b".", "0"))) for fd in queues[:16]} == {Changes}
+        while isinstance(answer := ask_raw(queues[16], Since(1, b".", "0")), Refusal):
+            assert answer.code == "limit-reached"
+        answer = ask_raw(queues[0], More(2))
+        assert isinstance(answer, Refusal)
+        assert answer.code == "history-gone"
+
+
+def test_a_reader_who_is_too_slow_for_what_was_recorded_is_told_everything(directory: Path, go: Run[None]) -> None:
+    with patched(directory, IMPATIENT) as mount:
+        paths = {f"{number}" for number in range(3000)}
+        for path in paths:
+            (mount.source / path).touch()
+
+        async def main() -> None:
+            async with open_group(limit=100) as group:
+                mark = await group.mark(mount.mountpoint, since="0")
+                told: list[Event] = []
+                while Kind.OVERFLOW not in {event.kind for event in told}:
+                    await anyio.sleep(0.3)  # what is slow here is the reader
+                    told = await group.batch()
+                while mark.live is None:
+                    told += await group.batch()
+                overflow = [event.kind for event in told].index(Kind.OVERFLOW)
+                assert {event.path for event in told[overflow + 1 :]} == paths
+
+        go(main)
+
+
+def ask_raw(fd: int, request: protocol.Request) -> protocol.Reply:
+    os.write(fd, protocol.encode(request))
+    select.select([fd], [], [])
+    return protocol.decode_reply(FrameBuffer().feed(os.read(fd, 1 << 17))[0])

@@ -16,7 +16,9 @@ from fusenotify.history import EVERYTHING
 from fusenotify.identity import Identity
 
 _MOST_PLACES: Final = 1 << 16  # directories whose paths are kept
-_PATIENCE: Final = 60.0  # seconds for which an answer can be read
+_PATIENCE: Final = 60.0  # seconds for which an answer can be read: it keeps what is written from being tidied up
+_PATIENCE_FOR_PAGE: Final = 1.0  # seconds more
+TOO_LATE: Final = "this answer was not read in time; ask again"
 _COLUMNS: Final = "id, parent, name, kind, born, gone, changed"
 
 
@@ -66,13 +68,14 @@ class Question(Protocol):
 class Answer:
     """What has changed since a cursor, page by page. To be used in `async with`, by one task.
 
-    It is of one moment, but for `exists`, `is_dir` and `handle`, which are looked at as a page is made. Up to a minute
-    after the question pages can be had.
+    It is of one moment, but for `exists`, `is_dir` and `handle`, which are looked at as a page is made. Pages can be
+    had for a minute, and a second more for each.
 
     Attributes:
         cursor: the position that the answer leads up to, as text; the next question.
         seq: the same within this run: events with a higher one came later.
         fresh: the history since the cursor is gone, and the answer names all that there is.
+        until: when pages can be had no longer, by trio's clock.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class Answer:
         self._question = question
         self._look = look
         self._named: Iterator[Named] | None = None
-        self._until = trio.current_time() + _PATIENCE
+        self.until = trio.current_time() + _PATIENCE
         self.on_close: Callable[[], None] = lambda: None
 
     async def __aenter__(self) -> "Answer":
@@ -100,8 +103,9 @@ class Answer:
         Raises:
             HistoryGone: the answer is too old.
         """
-        if trio.current_time() > self._until:
-            raise HistoryGone(f"this answer could be read for {_PATIENCE:.0f} seconds; ask again")
+        if trio.current_time() > self.until:
+            raise HistoryGone(TOO_LATE)
+        self.until += _PATIENCE_FOR_PAGE
         return await trio.to_thread.run_sync(self._page, most)
 
     def _page(self, most: int) -> list[Change]:

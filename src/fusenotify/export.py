@@ -26,7 +26,7 @@ from fusenotify.journal import Journal
 from fusenotify.listening import Listener, opened
 from fusenotify.locator import Locator
 from fusenotify.peer import Services
-from fusenotify.recall import Recalls
+from fusenotify.recall import Answers, Recalls
 from fusenotify.recovery import topmost
 from fusenotify.root import Root
 from fusenotify.server import Server
@@ -131,7 +131,8 @@ class Export:
             self.backing, path.stream, self.tree, sealer, lambda: path.translator.position
         )
         self._locator = Locator(self.backing, self.table, self.tree, self.whereabouts, sealer)
-        self._recalls = Recalls(self.journal)
+        self._answers = Answers(self.journal)
+        self._recalls = Recalls(self.journal, self._answers)
         self._root = Root(self.backing, str(source), self.filesystems)
 
     async def crawl(self) -> None:
@@ -146,6 +147,7 @@ class Export:
             groups=self.groups,
             locator=self._locator,
             journal=self.journal,
+            answers=self._answers,
             recalls=self._recalls,
             epoch=self.journal.epoch,
             position=lambda: self._teller.seq,

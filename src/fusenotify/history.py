@@ -133,8 +133,8 @@ class History:
     def _earlier(self, epoch: _Epoch | None, seq: int) -> int | None:
         """Return a position of an earlier run.
 
-        What was told and not written down is lost with the daemon: a name that came then and has gone since is in no row,
-        though who has the cursor knows it.
+        What was told and not written down is lost with the daemon: a name that came then and has gone since is in no
+        row, though who has the cursor knows it.
         """
         if epoch is None or seq > epoch.seq:
             return None

@@ -50,7 +50,7 @@ from fusenotify.protocol import (
     Sync,
     Welcome,
 )
-from fusenotify.recall import Pieces, Reach, Recalls
+from fusenotify.recall import Answers, Pieces, Reach, Recalls
 from fusenotify.status import Histogram, Status
 from fusenotify.tree import Directory
 
@@ -71,6 +71,7 @@ class Services:
         groups: every group.
         locator: from paths to handles and back, and what a user may read.
         journal: what has changed when.
+        answers: what the journal is asked by.
         recalls: tells marks of the time before them.
         epoch: the run of the daemon.
         position: the current position in the history of changes.
@@ -84,6 +85,7 @@ class Services:
     groups: Groups
     locator: Locator
     journal: Journal
+    answers: Answers
     recalls: Recalls
     epoch: str
     position: Callable[[], int]
@@ -114,7 +116,7 @@ class Peer:
         self._progress = trio.Event()
         self._answers: deque[bytes] = deque()
         self._group: Group | None = None
-        self._pieces = Pieces()
+        self._pieces = Pieces(services.answers, self.uid)
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
@@ -160,7 +162,10 @@ class Peer:
                     self._requests.popleft()
                     self._progress.set()
                     await trio.lowlevel.checkpoint()  # most requests are carried out without any wait
-                await self._request_came.wait()
+                with trio.move_on_at(self._pieces.deadline) as waiting:
+                    await self._request_came.wait()
+                if waiting.cancelled_caught:
+                    await self._pieces.expire()
 
     async def _reply_to(self, request: Request | ProtocolError) -> protocol.Reply:
         if isinstance(request, ProtocolError):
@@ -285,7 +290,7 @@ class Peer:
         self._services.groups.check_reach(self.uid, scope)
         await self._quiet()
         reach = Reach(self._base, path_of(self._base, request.path), scope)
-        return await self._pieces.begin(self._services.journal, request.cursor, reach, request.request)
+        return await self._pieces.begin(request.cursor, reach, request.request)
 
     async def _quiet(self) -> None:
         """Return when every change made before has been told."""

@@ -1,14 +1,17 @@
 """Clients and the journal: answers in pieces that fit into frames, and marks that are told of the time before them."""
 
 import logging
-from collections import deque
-from contextlib import AsyncExitStack
+import math
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
-from fusenotify.errors import FusenotifyError, HistoryGone, UsageError
+from fusenotify.answering import TOO_LATE
+from fusenotify.errors import FusenotifyError, HistoryGone, LimitReached, UsageError
 from fusenotify.events import EVERYTHING, IS_DIR
 from fusenotify.group import Group
 from fusenotify.journal import Answer, Change, Journal
@@ -21,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _PIECE: Final = 1000  # changes
 _PIECE_BYTES: Final = 1 << 15  # of paths and handles; the next one may come on top
+_MOST_OF_ONE: Final = 4  # answers that one user reads, but for root
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,6 @@ class Reach:
     top: bytes
     scope: str
 
-    @property
-    def below(self) -> bytes:
-        """The path of the directory to ask the journal for."""
-        return self.top if self.scope != INODE else self.top.rpartition(b"/")[0] or ROOT_PATH
-
     def relative(self, path: bytes) -> bytes | None:
         """Return a path as the client knows it, None where it is not in reach."""
         if self.scope == INODE:
@@ -57,16 +56,49 @@ class Reach:
         return ROOT_PATH if path == self.base.path else path.removeprefix(self.base.prefix)
 
 
+class Answers:
+    """Asks the journal. Each user reads a few answers at a time, so that there are some left for others."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._reading: Counter[int] = Counter()
+
+    @asynccontextmanager
+    async def ask(self, uid: int, cursor: str, reach: Reach) -> AsyncIterator[Answer]:
+        """Have an answer for a user (errors as `Journal.since`)."""
+        if uid != 0 and self._reading[uid] >= _MOST_OF_ONE:
+            raise LimitReached(f"user {uid} reads {_MOST_OF_ONE} answers already; try again in a moment")
+        self._reading[uid] += 1
+        try:
+            async with await self._journal.since(cursor, reach.top) as answer:
+                yield answer
+        finally:
+            self._reading[uid] -= 1
+
+
 class Pieces:
     """The answer to a client's last question, and what of it has not been fetched yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: Answers, uid: int) -> None:
+        self._answers = answers
+        self._uid = uid
         self._stack = AsyncExitStack()
         self._answer: Answer | None = None
         self._reach: Reach | None = None
         self._page: deque[ChangedPath] = deque()
+        self._has_expired = False
 
-    async def begin(self, journal: Journal, cursor: str, reach: Reach, request: int) -> Changes:
+    @property
+    def deadline(self) -> float:
+        """When `expire` is to be called, by trio's clock."""
+        return self._answer.until if self._answer is not None else math.inf
+
+    async def expire(self) -> None:
+        """Forget the answer, as it has not been fetched in time."""
+        await self.aclose()
+        self._has_expired = True
+
+    async def begin(self, cursor: str, reach: Reach, request: int) -> Changes:
         """Ask, and return the first piece of the answer; one that was begun earlier has come to its end.
 
         Raises:
@@ -74,7 +106,8 @@ class Pieces:
             LimitReached: too many answers are being read.
         """
         await self.aclose()
-        self._answer = await self._stack.enter_async_context(await journal.since(cursor, reach.below))
+        self._has_expired = False
+        self._answer = await self._stack.enter_async_context(self._answers.ask(self._uid, cursor, reach))
         self._reach = reach
         return await self.more(request)
 
@@ -86,6 +119,8 @@ class Pieces:
             HistoryGone: it has not been asked for in time.
         """
         answer, reach = self._answer, self._reach
+        if self._has_expired:
+            raise HistoryGone(TOO_LATE)
         if answer is None or reach is None:
             raise UsageError("there is no more of any answer; ask with `since`")
         if not self._page:
@@ -121,8 +156,9 @@ class Pieces:
 class Recalls:
     """Tells marks of the time before them."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, answers: Answers) -> None:
         self._journal = journal
+        self._answers = answers
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -145,7 +181,7 @@ class Recalls:
         try:
             since = await self._lasting(cursor)
             assert self._nursery is not None
-            await self._nursery.start(recall.run, self._journal, since)
+            await self._nursery.start(recall.run, self._answers, since)
         except BaseException:
             group.lag.end_supply(recall)
             raise
@@ -177,9 +213,9 @@ class _Recall:
         self._is_wanted = False
         self._asked.set()
 
-    async def run(self, journal: Journal, cursor: str, *, task_status: trio.TaskStatus[None]) -> None:
+    async def run(self, answers: Answers, cursor: str, *, task_status: trio.TaskStatus[None]) -> None:
         """Find the answer, and then hand it on page by page."""
-        async with await journal.since(cursor, self._reach.below) as answer:
+        async with answers.ask(self._group.uid, cursor, self._reach) as answer:
             if answer.fresh and cursor != EVERYTHING:
                 raise HistoryGone(
                     f"what has changed since {cursor} is not known any more; begin with the cursor {EVERYTHING}"
@@ -201,7 +237,10 @@ class _Recall:
 
     async def _hand_on(self, answer: Answer) -> None:
         while True:
-            await self._asked.wait()
+            with trio.move_on_at(answer.until) as waiting:
+                await self._asked.wait()
+            if waiting.cancelled_caught:
+                raise HistoryGone(TOO_LATE)
             self._asked = trio.Event()
             if not self._is_wanted or self._group.mark_of(self._mark.number) is not self._mark:
                 return
