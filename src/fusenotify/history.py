@@ -5,8 +5,10 @@ is the text that clients get: the name of the run in place of its number, which 
 others.
 """
 
+import contextlib
 import hashlib
 import logging
+import os
 import re
 import secrets
 import sqlite3
@@ -25,6 +27,7 @@ _NAME: Final = re.compile(r"[^\s/@][^\s/]{0,127}")
 _MOST_SNAPSHOTS: Final = 1000
 _MOST_EPOCHS: Final = 10_000
 _FLOOR: Final = "floor"
+SOUND_NAME: Final = "journal.sound"
 _TOMBSTONES: Final = "FROM entry WHERE kind < 2"
 
 EVERYTHING: Final = 0  # the position before all others
@@ -77,8 +80,35 @@ class History:
         self.has_earlier = last is not None
         self._ordinal = 1 if last is None else last.ordinal + 1
         self.was_exclusive = last is not None and last.is_exclusive and bool(database.about("complete") == last.ordinal)
-        self._floor = database.about(_FLOOR)
         self.start = self._ordinal << _SEQ_BITS
+        self._floor = database.about(_FLOOR)
+        self._sound = database.path.with_name(SOUND_NAME)
+        self._has_gap = last is not None and not last.is_clean and not self._sound.exists()
+        if self._has_gap:
+            log.warning("the run before could not write its journal at the end: what changed before now is not known")
+            self._floor = self.start
+
+    def begin(self, connection: sqlite3.Connection) -> None:
+        """Begin the run, in a transaction."""
+        if self._has_gap:
+            set_about(connection, _FLOOR, self._floor)
+        self.written(connection, 0)
+
+    def set_sound(self, is_sound: bool) -> None:
+        """Tell the next run whether everything that had to be written down before it happened could be.
+
+        That is a file which is there or not: a full disk lets it go when it takes nothing any more.
+        """
+        with contextlib.suppress(OSError):  # a broken one does not: then nothing can be told
+            if is_sound:
+                self._sound.touch(0o600)
+            else:
+                self._sound.unlink(missing_ok=True)
+                fd = os.open(self._sound.parent, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
 
     def written(self, connection: sqlite3.Connection, seq: int, *, is_clean: bool = False) -> None:
         """Write down, in a transaction, that everything up to an event of this run is in the database."""

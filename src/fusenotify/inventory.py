@@ -179,6 +179,12 @@ class Inventory:
             ]
         return found
 
+    def looks(self, differences: list[Difference]) -> Iterator[tuple[bytes, Look]]:
+        """Yield the path and the look of everything that differs and is there."""
+        for directory, name, _, look in differences:
+            if look is not None:
+                yield (name if directory.path == b"." else directory.path + b"/" + name), look
+
     def write(self, differences: list[Difference]) -> None:
         """Write down, in a transaction, what differs.
 
@@ -201,7 +207,7 @@ class Inventory:
                 self._push(directory, name, row.id, look)
 
     def _push(self, directory: Directory, name: bytes, number: int, look: Look) -> None:
-        path = name if directory.id == ROOT_ID else directory.path + b"/" + name
+        path = name if directory.path == b"." else directory.path + b"/" + name
         self._todo.append(Directory(number, look.inode, path, directory.moves, 0))
 
     def _inode_of(self, directory: Directory) -> int | None:

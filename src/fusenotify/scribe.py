@@ -34,7 +34,7 @@ _RETRY: Final = 5.0  # seconds until what could not be written is tried again
 _PAUSE: Final = 0.05  # seconds between looks at what events are awaited for
 _HOUSEKEEPING: Final = 1 << 14  # events between two looks at what can be given up
 _MOST_YOUNG: Final = 1 << 14
-_END: Final = 30.0  # seconds that the end may take
+_END: Final = 10.0  # seconds that the end may take
 
 Looks = dict[bytes, Look]
 
@@ -77,7 +77,7 @@ class Scribe:
         self._young: dict[bytes, None] = {}  # paths of what had changed only just before it was looked at
         self._is_lost = False
         self._is_closing = False
-        self._is_settled = False
+        self._has_begun = self._is_settled = False
         self._resting_until = 0.0
         self._since_housekeeping = _HOUSEKEEPING
         self._recorded: set[int] = set()
@@ -163,15 +163,15 @@ class Scribe:
     # --- the thread --------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        self._attempt(self._begin)
         while self._await_work():
             began = time.monotonic()
             try:
                 had_events = self._round()
             except Exception:
                 log.exception("the journal stumbled; the whole tree is looked at again")
-                self._is_lost = True
-                had_events = True
+                self._history.set_sound(False)
+                self.is_failing, self.is_ready = True, False
+                self._is_lost = had_events = True
             if had_events:
                 now = time.monotonic()
                 self._resting_until = now + max(_GATHER, _SHARE * (now - began))
@@ -181,7 +181,7 @@ class Scribe:
     def _begin(self, connection: sqlite3.Connection) -> None:
         status = os.fstat(self._backing.root_fd)
         self._entries.add_root(look_of(status, 0), self._history.start)
-        self._history.written(connection, 0)
+        self._history.begin(connection)
         only = None
         if self._is_exclusive and self._history.was_exclusive:
             only = self._rows_of(connection, self._history.touched)
@@ -194,28 +194,26 @@ class Scribe:
     def _await_work(self) -> bool:
         """Return when there is something to do, False if that is to end."""
         with self._due:
-            while not self._is_closing:
-                if self.is_failing:
-                    self._due.wait_for(lambda: self._is_closing, _RETRY)
-                    break
-                if self._is_urgent() or self._is_lost or (self._inventory and not self._inventory.waits):
-                    break
-                if self._inventory.waits:
-                    if not self._due.wait_for(lambda: self._pending or self._is_urgent(), _PAUSE):
-                        self._inventory.look_again(is_idle=True)
-                    break
-                if self._pending:
-                    rest = self._resting_until - time.monotonic()
-                    self._due.wait_for(self._is_urgent, max(rest, _GATHER))
-                    break
-                self._due.wait()
+            if self.is_failing:
+                self._due.wait_for(lambda: self._is_closing, _RETRY)
+            elif self._inventory.waits:
+                if not self._due.wait_for(lambda: self._pending or self._is_urgent(), _PAUSE):
+                    self._inventory.look_again(is_idle=True)
+            elif self.is_ready and self._since_housekeeping < _HOUSEKEEPING:
+                self._due.wait_for(lambda: self._pending or self._is_urgent())
+                self._due.wait_for(self._is_urgent, max(self._resting_until - time.monotonic(), _GATHER))
             return not self._is_closing
 
     def _is_urgent(self) -> bool:
-        return self._is_closing or self._wanted > self.written or self._waiting > _MANY
+        return self._is_closing or self._is_lost or self._wanted > self.written or self._waiting > _MANY
 
     def _round(self) -> bool:
         """Do what there is to do; return whether there were events."""
+        if not self._has_begun:
+            if not self._attempt(self._begin):
+                return False
+            self._has_begun = True
+            self._history.set_sound(True)
         with self._due:
             batches, self._pending = self._pending, []
             self._waiting = 0
@@ -226,14 +224,14 @@ class Scribe:
         if is_lost:
             self._start_over(seq)
         records = [record for batch in batches for record in batch if record.kind & CHANGES]
-        is_due = bool(batches) or seq > self.written
+        is_due = bool(batches) or seq > self.written or self.is_failing
         if is_due and not self._attempt_events(records, seq, looks_at_links=looks_at_links, looks_again=looks_again):
             with self._due:
                 self._pending = batches + self._pending
                 self._waiting += sum(map(len, batches))
                 self._looks_at_links |= looks_at_links
             return True
-        if self._inventory:
+        if not self.is_ready or self._inventory:
             self._compare()
         elif self._since_housekeeping >= _HOUSEKEEPING:
             self._attempt(self._keep_house)
@@ -252,6 +250,7 @@ class Scribe:
             return False
         if self.is_failing:
             log.warning("%s is written again", self._database.path)
+            self._history.set_sound(True)
             self.is_failing = False
         return True
 
@@ -262,6 +261,7 @@ class Scribe:
                 "%s cannot be written: %s. Until it can, `since` names all there is",
                 self._database.path, error,
             )  # fmt: skip
+            self._history.set_sound(False)
         self.is_failing = True
 
     def _start_over(self, seq: int) -> None:
@@ -299,8 +299,7 @@ class Scribe:
             return False
         self._recorded |= touched
         self.written = seq
-        if len(self._young) < _MOST_YOUNG:
-            self._young.update((path, None) for path, look in looks.items() if look.ctime == 0)
+        self._note_young(looks.items())
         self._inventory.look_again(is_idle=False)
         while self._entries.unlisted:
             self._inventory.add(self._entries.unlisted.pop())
@@ -347,6 +346,10 @@ class Scribe:
         finally:
             os.close(fd)
 
+    def _note_young(self, looks: Iterable[tuple[bytes, Look]]) -> None:
+        if len(self._young) < _MOST_YOUNG:
+            self._young.update((path, None) for path, look in looks if look.ctime == 0)
+
     def _look_again(self) -> Looks:
         """Look at what had changed only just before it was looked at."""
         young, self._young = self._young, {}
@@ -380,7 +383,9 @@ class Scribe:
             differences = self._inventory.differences(seen)
         if differences and not self._attempt(lambda _: self._inventory.write(differences)):
             self._is_lost = True
-        elif not self._inventory and self._attempt(self._history.compared):
+            return
+        self._note_young(self._inventory.looks(differences))
+        if not self._inventory and self._attempt(self._history.compared):
             self.is_ready = True
 
     def _keep_house(self, connection: sqlite3.Connection) -> None:
