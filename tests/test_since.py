@@ -21,7 +21,7 @@ from fusenotify.protocol import Changes, FrameBuffer, More, Refusal, Since
 from tests.harness import FUSENOTIFY, Mount, Watch, mounted, patched, run
 from tests.mirror import Mirror, follow_until, survey
 from tests.reading import Run
-from tests.soak import SEED
+from tests.soak import SEED, examples
 
 
 class Told(NamedTuple):
@@ -524,13 +524,13 @@ def test_each_event_has_a_cursor_to_go_on_from(mount: Mount, go: Run[None], limi
         mirror = Mirror(mount.source)
         stops: list[tuple[str, set[str]]] = []
         async with watch(mount.mountpoint, limit=limit) as group:
-            churn(mount.source, 300, SEED)
+            churn(mount.source, 200, SEED)
             while mirror.paths != set(survey(mount.source)):
                 event = await anext(group)
                 mirror.follow(event)
                 stops.append((event.cursor, set(mirror.paths)))
         dice = random.Random(SEED)
-        for cursor, known in dice.sample(stops, min(10, len(stops))):
+        for cursor, known in dice.sample(stops, min(examples(4, 100), len(stops))):
             await check_going_on(mount, cursor, known)
 
     go(main)

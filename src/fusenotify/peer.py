@@ -255,7 +255,8 @@ class Peer:
         try:
             return await self._services.recalls.begin(group, mark, reach, request.since, self._services.position())
         except BaseException:
-            group.remove(request.mark)
+            if group.mark_of(request.mark) is mark:
+                group.remove(request.mark)
             raise
 
     # --- history -----------------------------------------------------------------------------------------------------
@@ -270,6 +271,7 @@ class Peer:
             case Since():
                 return await self._since(request)
             case AskSnapshots():
+                self._services.groups.check_reach(self.uid, SUBTREE)
                 kept = [KeptSnapshot(*one) for one in await journal.snapshots()]
                 return Snapshots(request.request, kept)
             case DeleteSnapshot():
@@ -278,10 +280,11 @@ class Peer:
                 return Done(request.request, self._services.position())
             case CreateSnapshot():
                 self._services.groups.check_owner(self.uid)
-        await self._quiet()
-        if isinstance(request, CreateSnapshot):
-            return Position(request.request, await journal.create_snapshot(request.name))
-        return Position(request.request, await journal.cursor())
+                await self._quiet()
+                return Position(request.request, await journal.create_snapshot(request.name))
+            case AskCursor():
+                await self._quiet()
+                return Position(request.request, await journal.cursor())
 
     async def _since(self, request: Since) -> Changes:
         _check_path(request.path)
