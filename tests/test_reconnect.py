@@ -10,7 +10,7 @@ import pytest
 
 from fusenotify import DaemonGone, Event, Kind, Reason, client, cursor, open_group, watch
 from tests.certificates import Authority, listening, options
-from tests.harness import Mount, Watch
+from tests.harness import Mount, Watch, run
 from tests.mirror import Mirror, follow_until
 from tests.reading import Run
 
@@ -262,8 +262,7 @@ def test_the_command_goes_on(service: Service, watching: Callable[..., Watch], w
     lines = watch.until("x")
     assert [(line["kind"], line["path"], line["recovered"]) for line in lines] == [("create", "x", True)]
     (service.source / "y").mkdir()
-    (line,) = watch.until("y")
-    assert (line["recovered"], line["target"]) == (False, target)
+    assert [line["target"] for line in watch.until("y")] == [target]
 
 
 def test_the_command_says_when_it_does_not_know_what_has_changed(
@@ -284,6 +283,7 @@ def test_the_command_says_when_it_does_not_know_what_has_changed(
 def test_a_mark_whose_directory_is_gone_ends(service: Service, watching: Callable[..., Watch]) -> None:
     (service.source / "sub").mkdir()
     watch = watching("--reconnect", service.mountpoint / "sub", service.mountpoint)
+    run("cursor", service.mountpoint)  # by then all that was told is written down
     service.stop(signal.SIGKILL)
     (service.source / "sub").rmdir()
     (service.source / "x").mkdir()
