@@ -22,9 +22,10 @@ import anyio
 import fusenotify
 from fusenotify import DaemonGone
 
-# Numbers of users, not names, as the backup is read by this machine; files that vanish meanwhile are named next time.
-RSYNC = ("rsync", "--archive", "--numeric-ids", "--force")
-VANISHED = 24  # rsync's exit code
+# Users by number, times to the nanosecond. A file may be another one within that too: what is named is copied.
+RSYNC = ("rsync", "--archive", "--numeric-ids", "--force", "--modify-window=-1")
+NAMED = ("--ignore-times", "--ignore-missing-args", "--from0", "--files-from=-")
+VANISHED = 24  # rsync's exit code for files that vanished meanwhile, which are named next time
 
 
 def main() -> int:
@@ -114,7 +115,7 @@ def copy(tree: Path, destination: Path, paths: Iterable[str], *, deep: bool = Fa
     listed = b"".join(os.fsencode(path) + b"\0" for path in sorted(present))
     how = ("--recursive", "--delete") if deep else ("--no-recursive", "--dirs")
     if listed:
-        _rsync(*how, "--ignore-missing-args", "--from0", "--files-from=-", f"{tree}/", f"{destination}/", names=listed)
+        _rsync(*how, *NAMED, f"{tree}/", f"{destination}/", names=listed)
 
 
 def _exists(path: Path) -> bool:
