@@ -11,6 +11,7 @@ class Mirror:
     """What a listener knows of a tree that uses nothing but events: every path there is."""
 
     def __init__(self, source: Path) -> None:
+        self._source = source
         self.paths = set(survey(source))
         self.overflows: list[Reason | None] = []
 
@@ -18,7 +19,11 @@ class Mirror:
         match event.kind:
             case Kind.OVERFLOW:
                 self.overflows.append(event.reason)
-                self.paths.clear()  # everything there is comes anew
+                # Then everything that there is comes anew; else what was missed, as far as it is known.
+                is_all_told = event.reason is Reason.RESTART
+                self.paths = (
+                    set() if is_all_told else {path for path in self.paths if os.path.lexists(self._source / path)}
+                )
             case Kind.CREATE:
                 assert event.path is not None
                 self.paths.add(event.path)
