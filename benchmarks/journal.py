@@ -52,7 +52,7 @@ async def heard(source: Path, state_dir: Path, *, has_journal: bool = True) -> A
 
 
 async def storm(place: Path, events: int, *, has_journal: bool) -> tuple[float, float]:
-    """Return how many events are told per second, and per second of our processor time, while another process makes them."""
+    """Return how many events are told per second, and per second of our processor time, while somebody makes them."""
     source = place / "source"
     for number in range(100):
         (source / f"d{number}").mkdir(parents=True)
