@@ -89,9 +89,6 @@ class Source(Protocol):
     def pop(self) -> list[Event]:
         """Return some of the oldest events that wait."""
 
-    def owed(self) -> list[int]:
-        """Return, once, the marks whose reach is to be told anew as something here has lost events."""
-
     async def aclose(self) -> None:
         """Let go of everything."""
 
@@ -114,6 +111,8 @@ def check_mark(target: LocalTarget, scope: Scope, origin: Origin) -> None:
             "mount it with `fusenotify mount SOURCE DIR`, or ask for local changes as well"
         )
     if scope == Scope.FILESYSTEM:
-        raise UsageError(f"{target.given} is not on a fusenotify mount, where no mark reaches so far: mark a subtree")
+        raise UsageError(
+            f"{target.given} is not on a fusenotify mount, and only such a one can be marked as a whole: mark a subtree"
+        )
     if scope != Scope.INODE and not target.is_dir:
         raise UsageError(f"{target.given} is no directory; mark it with the scope `inode`")

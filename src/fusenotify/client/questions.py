@@ -58,6 +58,11 @@ async def locate(target: str | os.PathLike[str], handle: str, *, tls: Credential
     return os.fsdecode((await _ask(resolved, Locate(0, handle), Location, tls)).path)
 
 
+async def is_directory(target: Target, tls: Credentials | None) -> bool:
+    """Ask the daemon of a target whether that is a directory (errors as `lookup`)."""
+    return (await _ask(target, Lookup(0, target.path), Handle, tls)).is_dir
+
+
 async def _ask(
     target: Target, question: AskStatus | Lookup | Locate, kind: type[_Answer], tls: Credentials | None
 ) -> _Answer:
