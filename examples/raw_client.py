@@ -80,4 +80,6 @@ def main(directory: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: raw_client.py MOUNTPOINT")
     main(sys.argv[1])

@@ -27,10 +27,13 @@ class Seen:
     Attributes:
         mode: type and permissions, as in `st_mode`.
         content: the bytes of a regular file, the target of a symbolic link; empty for everything else.
+        mtime_ns: when that was changed, nanoseconds since 1970; 0 for directories, whose time changes with their
+            entries: the events name those only.
     """
 
     mode: int
     content: bytes = b""
+    mtime_ns: int = 0
 
 
 @dataclass(eq=False)
@@ -132,10 +135,24 @@ class Replica:
         self.looks += 1
         full = os.path.join(self._root, path)
         try:
-            mode = os.lstat(full).st_mode
-            node.seen = Seen(mode, _content(full, mode)) if stat.S_ISDIR(mode) == node.is_dir else None
+            seen = look(full)
         except OSError:
-            node.seen = None  # not there, or not any more: an event will tell
+            seen = None  # not there, or not any more: an event will tell
+        node.seen = seen if seen is not None and stat.S_ISDIR(seen.mode) == node.is_dir else None
+
+
+def look(path: str | os.PathLike[str]) -> Seen:
+    """Return what is at a path.
+
+    Raises:
+        OSError: there is nothing, or it cannot be read.
+    """
+    status = os.lstat(path)
+    return Seen(
+        mode=status.st_mode,
+        content=_content(path, status.st_mode),
+        mtime_ns=0 if stat.S_ISDIR(status.st_mode) else status.st_mtime_ns,
+    )
 
 
 def _typed(node: Node | None, event: Event) -> Node:
@@ -155,7 +172,7 @@ def _below(node: Node, path: str) -> Iterator[tuple[str, Node]]:
         yield from _below(child, below)
 
 
-def _content(path: str, mode: int) -> bytes:
+def _content(path: str | os.PathLike[str], mode: int) -> bytes:
     if stat.S_ISLNK(mode):
         return os.fsencode(os.readlink(path))
     if not stat.S_ISREG(mode):

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from fusenotify import _linux
+from tests.caretaker import watched_over
 from tests.certificates import Authority
 from tests.harness import PATIENCE, Mount, Watch, mounted
 from tests.ordinary import commands_of_nobody
@@ -29,7 +30,8 @@ def tmpfs() -> Iterator[Path]:
     place = Path(tempfile.mkdtemp(prefix="fusenotify-test-"))
     _linux.mount(b"fusenotify-test", os.fsencode(place), b"tmpfs", 0, b"mode=755")
     try:
-        yield place
+        with watched_over(place):
+            yield place
     finally:
         _linux.umount2(os.fsencode(place), _linux.MNT_DETACH)
         place.rmdir()

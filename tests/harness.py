@@ -111,6 +111,39 @@ class Mount(Daemon):
                 _linux.umount2(os.fsencode(self.mountpoint), _linux.MNT_DETACH)
 
 
+class Restartable:
+    """A backing tree, on a tmpfs of the test session, whose daemon can be ended and started again.
+
+    Attributes:
+        source: the backing tree.
+        mountpoint: where it is mounted.
+        mount: the daemon that runs, or has run last.
+    """
+
+    def __init__(self, directory: Path, arguments: Sequence[str] = (), command: Sequence[str] = FUSENOTIFY) -> None:
+        self.source, self.mountpoint, self._state = (directory / name for name in ("source", "mount", "state"))
+        for path in (self.source, self.mountpoint, self._state):
+            path.mkdir()
+        self._arguments = arguments
+        self._command = command
+        self.mount = self.start()
+
+    def start(self) -> Mount:
+        """Start a daemon."""
+        self.mount = Mount(self.source, self.mountpoint, self._state, self._arguments, self._command)
+        return self.mount
+
+    def stop(self, how: signal.Signals) -> None:
+        """End the daemon by a signal, and check that nothing had gone wrong."""
+        self.mount.stop(how)
+        self.close()
+
+    def close(self) -> None:
+        """Take everything away, whatever state it is in; nothing may have gone wrong."""
+        self.mount.close()
+        assert "Traceback" not in self.mount.log, self.mount.log
+
+
 @contextlib.contextmanager
 def served(source: Path, *arguments: str, command: Sequence[str] = FUSENOTIFY) -> Iterator[Daemon]:
     """Serve a tree without a mount; afterwards check that nothing went wrong."""

@@ -1,57 +1,58 @@
-"""A mirror of the names in a tree that follows events, for tests of what events have to make good."""
+"""A mirror that is fed by a group, and how it differs from the tree."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from fusenotify import Event, Group, Kind, Reason
+from examples.replica import Replica, Seen, look
+from fusenotify import Event, Group
+
+Differences = dict[str, tuple[Seen | None, Seen | None]]  # path: what the mirror shows, what is there
+
+
+def tree(top: Path, below: Path) -> dict[str, Seen]:
+    """What a mirror of `below` has to show, with paths relative to `top`."""
+    found: dict[str, Seen] = {}
+    for where, directories, files in os.walk(below):
+        for name in directories + files:
+            path = os.path.join(where, name)
+            found[os.path.relpath(path, top)] = look(path)
+    return found
 
 
 class Mirror:
-    """What a listener knows of a tree that uses nothing but events: every path there is."""
+    """A replica fed by a group."""
 
-    def __init__(self, source: Path) -> None:
-        self._source = source
-        self.paths = set(survey(source))
-        self.overflows: list[Reason | None] = []
+    def __init__(self, group: Group, root: Path) -> None:
+        self.replica = Replica(root)
+        self.events: list[Event] = []
+        self._group = group
 
-    def follow(self, event: Event) -> None:
-        match event.kind:
-            case Kind.OVERFLOW:
-                self.overflows.append(event.reason)
-                # Then everything that there is comes anew; else what was missed, as far as it is known.
-                is_all_told = event.reason is Reason.RESTART
-                self.paths = (
-                    set() if is_all_told else {path for path in self.paths if os.path.lexists(self._source / path)}
-                )
-            case Kind.CREATE:
-                assert event.path is not None
-                self.paths.add(event.path)
-            case Kind.DELETE:
-                self._remove(event.path or "")
-            case Kind.RENAME:
-                self._move(event.old_path, event.path)
+    async def follow(self, end: str) -> None:
+        """Apply events up to the one on the path `end`."""
+        await self.follow_until(lambda event: event.path == end)
 
-    def _remove(self, top: str) -> set[str]:
-        """Forget a path and everything below it, and return that."""
-        removed = {path for path in self.paths if path == top or path.startswith(f"{top}/")}
-        self.paths -= removed
-        return removed
+    async def follow_until(self, is_last: Callable[[Event], bool]) -> None:
+        """Apply events up to one, which is not applied."""
+        async for event in self._group:
+            if is_last(event):
+                self.events.append(event)
+                return
+            self.take(event)
 
-    def _move(self, old: str | None, new: str | None) -> None:
-        below = {path.removeprefix(old) for path in self._remove(old)} if old is not None else set()
-        if new is not None:
-            self._remove(new)
-            self.paths |= {new} | {new + path for path in below}
+    def take(self, event: Event) -> None:
+        """Apply one event."""
+        self.events.append(event)
+        self.replica.apply(event)
+
+    def story(self) -> str:
+        return "\n".join(map(repr, self.events))
 
 
-def survey(source: Path) -> Iterator[str]:
-    for top, directories, files in os.walk(source):
-        for name in (*directories, *files):
-            yield os.path.relpath(os.path.join(top, name), source)
-
-
-async def follow_until(group: Group, mirror: Mirror, source: Path) -> None:
-    """Follow events until the mirror shows what there is."""
-    while mirror.paths != set(survey(source)):
-        mirror.follow(await anext(group))
+def differences(mirror: Mirror, top: Path, below: Path) -> Differences:
+    """What the mirror shows and what is there, of every path where they differ."""
+    told = mirror.replica.snapshot()
+    expected = tree(top, below)
+    return {
+        path: (told.get(path), expected.get(path)) for path in told | expected if told.get(path) != expected.get(path)
+    }

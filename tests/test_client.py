@@ -483,7 +483,7 @@ def test_a_cancelled_request_leaves_the_group_as_it_was(mount: Mount, go: Run[No
     async def main() -> None:
         async with open_group() as group:
             await group.mark(mount.mountpoint)
-            connection = next(iter(group._sources.values()))
+            connection = next(iter(group._sources))
             for _ in range(20):
                 with anyio.move_on_after(0):
                     await group.sync()
@@ -545,6 +545,35 @@ def test_a_full_queue_has_one_overflow_in_its_place(mount: Mount, go: Run[None])
     async def first(group: Group, count: int) -> Any:
         for _ in range(count):
             yield await group.__anext__()
+
+    go(main)
+
+
+def test_what_was_received_and_found_no_room_is_made_good(
+    mount: Mount, go: Run[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for answers receives what comes before them, and the daemon has room again for more."""
+    monkeypatch.setattr("fusenotify.client.connection.DEFAULT_LIMIT", 30)
+    names = [f"{n}" for n in range(40)]
+
+    async def main() -> None:
+        async with open_group(limit=30) as group:
+            await group.mark(mount.mountpoint, kinds=Kind.CREATE)
+            for name in names:
+                (mount.source / name).touch()
+                await group.sync()
+            for name in names[:20]:
+                (mount.source / name).unlink()
+            told = [await anext(group) for _ in range(31)]
+            assert [event.path for event in told] == [*names[:30], None]
+            assert (told[30].kind, told[30].reason) == (Kind.OVERFLOW, Reason.QUEUE)
+            missing = set(names[20:])
+            while missing:
+                event = await anext(group)
+                assert event.kind is Kind.CREATE
+                missing.discard(event.path or "")
+            (mount.source / "after").touch()
+            await until(group, "after")
 
     go(main)
 

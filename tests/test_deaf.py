@@ -1,6 +1,8 @@
 """Where nothing is heard, changes are found by looking: beyond the watch limit, and on filesystems of others."""
 
 import json
+import os
+import resource
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ import trio
 
 from fusenotify import Event, Group, Kind, Origin, open_group
 from tests.harness import FUSENOTIFY, PATIENCE, Mount, mounted, run
-from tests.test_replica import Mirror, differences
+from tests.mirror import Mirror, differences
 
 LIMIT = 5
 # A user namespace has limits of its own, and its mounts are seen by nobody else.
@@ -58,6 +60,24 @@ async def heard(group: Group, wanted: set[tuple[Kind, str | None]]) -> None:
                 wanted.remove((event.kind, event.path))
                 if not wanted:
                     return
+
+
+async def test_directories_that_come_while_there_are_no_descriptors_are_heard_later(mount: Mount) -> None:
+    async with open_group() as group:
+        await group.mark(mount.mountpoint, kinds=Kind.CREATE)
+        limits = resource.prlimit(mount.pid, resource.RLIMIT_NOFILE)
+        used = max(map(int, os.listdir(f"/proc/{mount.pid}/fd")))
+        resource.prlimit(mount.pid, resource.RLIMIT_NOFILE, (used + 1, limits[1]))
+        (mount.source / "a" / "b").mkdir(parents=True)
+        (mount.source / "a" / "b" / "early").touch()
+        assert (await anext(group)).path == "a"
+        resource.prlimit(mount.pid, resource.RLIMIT_NOFILE, limits)
+        await heard(group, {(Kind.CREATE, path) for path in ("a/b", "a/b/early")})
+        (mount.source / "a" / "b" / "late").touch()
+        with trio.fail_after(PATIENCE):
+            event = await anext(group)
+        assert (event.path, event.recovered) == ("a/b/late", False)
+    assert "changes below a are not heard: Too many open files" in mount.log
 
 
 async def test_beyond_the_watch_limit_changes_are_found(limited: Mount) -> None:

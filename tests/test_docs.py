@@ -1,10 +1,15 @@
-"""The documents name the tests behind what they promise: those have to exist."""
+"""The documents name the tests behind what they promise, and link to each other: all of that has to exist."""
 
+import ast
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import fusenotify
+from tests.harness import run
 
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests"
@@ -42,5 +47,35 @@ def test_every_test_that_is_named_exists(document: Path) -> None:
     assert [name for name, exists in proofs(document) if not exists] == []
 
 
+@pytest.mark.parametrize("document", [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], ids=lambda path: path.name)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    text = document.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    files = re.findall(r"`((?:docs|examples|tests|benchmarks|scripts)/[\w@./-]+\.\w+)`", text)
+    assert [link for link in links if not (document.parent / link).exists()] == []
+    assert [file for file in files if not (ROOT / file).exists() and "NAME" not in file] == []
+
+
 def test_documents_do_name_tests() -> None:
     assert len(list(proofs(ROOT / "docs" / "guarantees.md"))) > 100
+
+
+def test_the_help_texts_are_those_of_the_program() -> None:
+    """Whatever the width at which they are wrapped."""
+    document = (ROOT / "docs" / "commands.md").read_text()
+    told = re.findall(r"^## fusenotify ?(\w*)\n\n```text\n(.*?)```", document, re.DOTALL | re.MULTILINE)
+    assert [command for command, _ in told] == ["", "mount", "umount", "serve", "watch", "status", "doctor"]
+    for command, text in told:
+        assert text.split() == run(*filter(None, [command]), "--help").stdout.split()
+
+
+def test_the_library_is_described_in_full() -> None:
+    document = (ROOT / "docs" / "python.md").read_text()
+    words = set(re.findall(r"\w+", document))
+    for function in (fusenotify.watch, fusenotify.open_group, fusenotify.Group.mark):
+        assert set(inspect.signature(function).parameters) - {"self", "targets"} <= words
+    attributes = {name for name in vars(fusenotify.Event) if not name.startswith("_")} - {"record"}
+    methods = {name for name in vars(fusenotify.Group) if not name.startswith("_")}
+    assert (attributes | methods | set(fusenotify.__all__)) - words == set()
+    for block in re.findall(r"```python\n(.*?)```", document, re.DOTALL):
+        compile(block, "docs/python.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)

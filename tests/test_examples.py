@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import PATIENCE, Mount
-from tests.mirror import survey
+from tests.names import survey
 from tests.soak import SEED
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

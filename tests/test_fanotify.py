@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from fusenotify import Event, Group, Kind, Origin, Scope, _fanotify, _linux, open_group
+from fusenotify import Kind, Origin, Scope, _fanotify, _linux, open_group
 from tests.filesystems import filesystem
 from tests.harness import PATIENCE, Mount, Watch, mounted, patched, run
+from tests.mirror import Mirror, differences
+from tests.reading import until
 from tests.test_overflow import blackout
-from tests.test_replica import Mirror, differences, exchange
+from tests.workload import exchange
 
 WRITES = 300
 FANOTIFY = ["--watcher", "fanotify"]
@@ -44,17 +46,6 @@ def child(*arguments: str | Path) -> "Iterator[subprocess.Popen[bytes]]":
         process.communicate()
 
 
-async def told_until(group: Group, path: str) -> list[Event]:
-    """Return the events up to the first one of a path, without that."""
-    events: list[Event] = []
-    with trio.fail_after(PATIENCE):
-        async for event in group:
-            if event.path == path:
-                return events
-            events.append(event)
-    raise AssertionError("the group ended")
-
-
 # --- who -------------------------------------------------------------------------------------------------------------
 
 
@@ -71,7 +62,7 @@ async def test_every_change_says_who_made_it(mount: Mount) -> None:
         (mount.mountpoint / "through the mount").mkdir()
         await group.sync()
         (mount.source / "end").mkdir()
-        events = await told_until(group, "end")
+        *events, _ = await until(group, "end")
     assert [(event.path, event.kind, event.pid, event.uid, event.origin) for event in events] == [
         ("theirs", Kind.CREATE, other.pid, 65534, Origin.REMOTE),
         ("theirs", Kind.CLOSE_WRITE, other.pid, 65534, Origin.REMOTE),
@@ -111,7 +102,7 @@ async def test_no_change_of_the_other_side_is_lost_while_both_hammer_one_file(mo
                     await trio.to_thread.run_sync(other.stdout.readline)
                     await group.sync()
         (mount.source / "end").mkdir()
-        events = await told_until(group, "end")
+        *events, _ = await until(group, "end")
     by_others = [event.kind for event in events if event.origin is Origin.REMOTE]
     assert by_others == [Kind.MODIFY, Kind.CLOSE_WRITE] * WRITES
     assert {event.pid for event in events if event.origin is Origin.REMOTE} == {other.pid}
@@ -221,7 +212,7 @@ async def test_what_is_certain_is_not_looked_at_again(mount: Mount) -> None:
             (mount.source / "gone").unlink()
         await group.sync()
         (mount.source / "end").touch()
-        events = await told_until(group, "end")
+        *events, _ = await until(group, "end")
     assert not [event for event in events if event.recovered]
     assert [event.kind for event in events if event.path == "gone"] == [Kind.CREATE, Kind.CLOSE_WRITE, Kind.DELETE]
 
@@ -234,7 +225,7 @@ async def test_a_new_directory_tells_of_itself_before_it_has_been_listed(mount: 
             (mount.source / "new").chmod(0o711)
         await group.sync()
         (mount.source / "end").touch()
-        events = await told_until(group, "end")
+        *events, _ = await until(group, "end")
     assert [(event.kind, event.path) for event in events] == [(Kind.CREATE, "new"), (Kind.ATTRIB, "new")]
 
 
@@ -258,7 +249,7 @@ async def test_nothing_outside_the_tree_is_told_and_much_of_it_loses_nothing(mou
         (outside / "out" / "noise").touch()
         await group.sync()
         (mount.source / "end").touch()
-        events = await told_until(group, "end")
+        *events, _ = await until(group, "end")
     named = {path for event in events for path in (event.path, event.old_path) if path is not None}
     assert {name for name in named if not name.startswith(("signal", "in"))} == set()
     assert [event.path for event in events if event.path is None or event.kind is Kind.OVERFLOW] == [None]
@@ -278,7 +269,7 @@ async def test_a_directory_that_takes_the_place_of_another_is_heard(mount: Mount
             (mount.source / "again" / f"file{number}").unlink()
             (mount.source / "again").rmdir()
         (mount.source / "end").touch()
-        events = await told_until(group, "end")
+        *events, _ = await until(group, "end")
     made = [event.path for event in events if event.kind is Kind.CREATE and not event.is_dir]
     assert made == [f"again/file{number}" for number in range(5)]
     status = run("status", "--json", f"unix:{mount.socket}")
@@ -294,7 +285,7 @@ async def test_an_overflow_of_the_kernel_is_told(mount: Mount) -> None:
                 (mount.source / f"file{number}").mkdir()
         await group.sync()
         (mount.source / f"file{limit + 50}" / "below").mkdir()
-        events = await told_until(group, f"file{limit + 50}/below")
+        *events, _ = await until(group, f"file{limit + 50}/below")
     assert [event.path for event in events if event.kind is Kind.OVERFLOW] == [None]
     assert [event.path for event in events[:limit]] == [f"file{number}" for number in range(limit)]
 
@@ -400,7 +391,7 @@ async def test_uses_are_heard_only_while_somebody_asks(mount: Mount) -> None:
         for path in ("file", "asked/file"):
             (mount.source / path).read_text()
         (mount.source / "end").mkdir()
-        events = await told_until(group, "end")
+        *events, _ = await until(group, "end")
         assert [(event.path, event.kind) for event in events] == [
             ("asked/file", Kind.OPEN),
             ("asked/file", Kind.CLOSE_NOWRITE),

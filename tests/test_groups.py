@@ -648,6 +648,45 @@ def test_the_end_of_a_mark_finds_room_in_a_full_queue() -> None:
     assert ends(group) == [(1, CREATE, b"1"), (0, events.OVERFLOW, None)]
 
 
+def test_ends_that_nobody_reads_are_bounded_like_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusenotify.group.MOST_MARKS", 3)
+    monkeypatch.setattr("fusenotify.groups.MOST_MARKS", 3)
+    world = World(b"a", b"b", b"c", b"d")
+    group = world.groups.open(7, world.tree.root, 0)
+    for number, path in enumerate((b"a", b"b", b"c"), 1):
+        world.mark(group, path, number)
+        world.tree.detach(world[path])
+    with pytest.raises(LimitReached):
+        group.check_room(9)
+    with pytest.raises(LimitReached):
+        world.groups.check_room(7)
+    assert [mark for mark, _, _ in ends(group)] == [1, 2, 3]
+    group.note_room()
+    group.check_room(9)
+    world.groups.check_room(7)
+    world.mark(group, b"d", 9)
+    world.tree.detach(world[b"d"])
+    other = world.groups.open(7, world.tree.root, 0)
+    world.groups.close(group)
+    assert world.groups.fanout.ledger.of(7).marks == 0
+    world.groups.close(other)
+
+
+def test_users_that_are_named_count_like_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusenotify.group.MOST_MARKS", 20)
+    world = World(b"a")
+    group = world.groups.open(7, world.tree.root, 0)
+    world.mark(group, b"a", 1, uids=tuple(range(1000)))
+    group.check_room(2)
+    world.mark(group, b"a", 2, uids=tuple(range(1000)))
+    with pytest.raises(LimitReached):
+        group.check_room(3)
+    assert world.groups.fanout.ledger.of(7).marks == 2 + 2000 // 64
+    world.mark(group, b"a", 2)
+    group.check_room(3)
+    world.groups.close(group)
+
+
 def test_nothing_comes_after_unmount() -> None:
     world = World(b"a")
     group = world.open()

@@ -251,7 +251,7 @@ async def test_deep_below(place: Path) -> None:
     with mounted(place) as mount:
         kind, text = asked_as_root(str(mount.mountpoint / ".fusenotify" / "queue"), path.encode())
         assert kind == "handle"
-        handle = text[2:-2]
+        handle = text[2:].partition("'")[0]
         assert await fusenotify.locate(mount.mountpoint, handle) == path
         assert mount.stop() == 0
     with mounted(place) as mount:
@@ -315,7 +315,7 @@ async def test_who_cannot_reach_an_object_does_not_learn_where_it_is(directory: 
             (mount.source / name).touch()
         queue = str(mount.mountpoint / ".fusenotify" / "queue")
         seen, unseen = [await fusenotify.lookup(mount.mountpoint / name) for name in ("open/file", "hidden/secret")]
-        assert asked_as_other(queue, "lookup", "b'open/file'") == ["handle", f"[{seen!r}]"]
+        assert asked_as_other(queue, "lookup", "b'open/file'") == ["handle", f"[{seen!r}, False]"]
         assert asked_as_other(queue, "locate", repr(seen)) == ["location", "[b'open/file']"]
         for question in (("lookup", "b'hidden/secret'"), ("lookup", "b'hidden/none'"), ("locate", repr(unseen))):
             kind, text = asked_as_other(queue, *question)
@@ -334,8 +334,8 @@ async def test_a_queue_file_in_a_subdirectory_tells_of_nothing_outside(directory
         inside, itself, outside = [
             await fusenotify.lookup(mount.mountpoint / name) for name in ("sub/file", "sub", "outside")
         ]
-        assert asked_as_other(queue, "lookup", "b'file'") == ["handle", f"[{inside!r}]"]
-        assert asked_as_other(queue, "lookup", "b'.'") == ["handle", f"[{itself!r}]"]
+        assert asked_as_other(queue, "lookup", "b'file'") == ["handle", f"[{inside!r}, False]"]
+        assert asked_as_other(queue, "lookup", "b'.'") == ["handle", f"[{itself!r}, True]"]
         assert asked_as_other(queue, "locate", repr(inside)) == ["location", "[b'file']"]
         assert asked_as_other(queue, "locate", repr(itself)) == ["location", "[b'.']"]
         for question in (

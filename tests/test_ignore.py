@@ -147,3 +147,38 @@ async def test_what_is_ignored_does_not_end_a_oneshot_mark(mount: Mount) -> None
         assert [event.path for event in (await anext(group), await anext(group))] == ["a/first", "b/end"]
         with pytest.raises(UsageError, match="no such mark"):
             await group.unmark(mark)
+
+
+@pytest.mark.parametrize("place", ["mount", "source"])
+@pytest.mark.parametrize("oneshot", [False, True])
+async def test_what_a_mark_leaves_out_is_told_by_another_one(mount: Mount, place: str, oneshot: bool) -> None:
+    target = mount.mountpoint if place == "mount" else mount.source
+    async with open_group() as group:
+        await group.mark(target, kinds=Kind.CREATE, ignore=["*.tmp"], oneshot=oneshot)
+        await group.mark(target, kinds=Kind.CREATE, ignore=["*.log"])
+        every = await group.mark(target, kinds=Kind.CREATE | Kind.DELETE)
+        names = ["x.tmp", "y.log", "z", "a.tmp", "b.log", "c", "end"]
+        for name in names:
+            (mount.source / name).mkdir()
+        told: list[Event] = []
+        while not told or told[-1].path != str(target / "end" if place == "source" else "end"):
+            told.append(await anext(group))
+        assert [os.path.basename(event.path or "") for event in told] == names  # and each of them once
+        (mount.source / "x.tmp").rmdir()
+        assert (await anext(group)).mark is every
+
+
+@pytest.mark.parametrize("place", ["mount", "source"])
+async def test_what_comes_behind_the_end_of_a_oneshot_mark_is_told_by_another_one(mount: Mount, place: str) -> None:
+    target = mount.mountpoint if place == "mount" else mount.source
+    async with open_group() as group:
+        await group.mark(target, kinds=Kind.CREATE, ignore=["*.tmp"], oneshot=True)
+        for number in range(20):
+            (mount.source / f"{number}").mkdir()
+        await group.sync()  # so that they are told at once
+        await group.mark(target, kinds=Kind.CREATE | Kind.DELETE)
+        for number in range(20, 40):
+            (mount.source / f"{number}").mkdir()
+        await group.sync()
+        told = [os.path.basename((await anext(group)).path or "") for _ in range(21)]
+        assert told == ["0", *map(str, range(20, 40))]

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fusenotify import protocol
-from fusenotify.events import CREATE, DEFAULT, DELETE, OVERFLOW
+from fusenotify.events import CREATE, DEFAULT, DELETE, DELETE_SELF, IGNORED, OVERFLOW
 from fusenotify.protocol import AddMark, Done, Events, FrameBuffer, Hello, Lookup, Refusal, Reply, Sync
 from tests.harness import PATIENCE, Mount, patched
 from tests.soak import examples
@@ -157,6 +157,26 @@ def test_who_lags_behind_gives_way_and_is_told_all_the_same(poor: Mount, opened:
         overflows += sum(record.kind == OVERFLOW for record in message.records)
         missing -= {record.path for record in message.records}
     assert overflows > 0
+
+
+def test_the_end_of_a_mark_outlasts_what_is_given_up(poor: Mount, opened: Opener) -> None:
+    silent, reader = opened(poor.mountpoint), opened(poor.mountpoint).mark()
+    (poor.source / "file").touch()
+    silent.send(Hello(1), AddMark(1, 1, b".", "subtree", CREATE, 3), AddMark(2, 2, b"file", "inode", DEFAULT, 3))
+    assert [type(silent.receive()).__name__ for _ in range(3)] == ["Welcome", "Done", "Done"]
+    for number in range(3000):
+        (poor.source / f"name{number}").mkdir()
+        if number == 1000:
+            (poor.source / "file").unlink()
+        if number % 10 == 0:
+            reader.until(f"name{number}".encode())
+    told: list[int] = []
+    while IGNORED not in told:
+        message = silent.receive()
+        assert isinstance(message, Events)
+        told += [record.kind for record in message.records]
+    assert told[0] == OVERFLOW
+    assert told[-2:] == [DELETE_SELF, IGNORED]
 
 
 # --- the end of clients ----------------------------------------------------------------------------------------------

@@ -309,3 +309,28 @@ def test_where_the_stream_is_cut_changes_nothing(case: tuple[list[bytes], list[i
     pieces, cuts = case
     events = stream(*pieces)
     assert played(events, cuts) == played(events, [])
+
+
+# --- what the kernel merges ------------------------------------------------------------------------------------------
+
+
+def exchanges_of_which_one_half_is_lost(*, back_to: bytes = b"x") -> list[bytes]:
+    """x is exchanged with a place outside, then with y: the second time that something leaves x is merged away."""
+    return [moved_to(1, b"x"), moved_from(2, b"x"), moved_to(3, b"y"), moved_from(4, b"y"), moved_to(4, back_to)]
+
+
+@pytest.mark.parametrize("cut", range(6))
+def test_the_lost_half_of_an_exchange_is_told_as_an_overflow(cut: int) -> None:
+    pieces = exchanges_of_which_one_half_is_lost()
+    told = Joiner()
+    items = told.feed(stream(*pieces[:cut]))
+    items += told.feed(stream(*pieces[cut:], position=sum(map(len, pieces[:cut]))))
+    items += told.flush()
+    assert [item[2] if not isinstance(item, Move) else None for item in items] == [None, None, None, IN_Q_OVERFLOW]
+
+
+def test_what_comes_and_goes_in_another_way_is_no_loss() -> None:
+    told = Joiner()
+    pieces = [*exchanges_of_which_one_half_is_lost(back_to=b"z"), moved_to(5, b"x"), moved_from(6, b"x")]
+    items = told.feed(stream(*pieces)) + told.flush()
+    assert all(isinstance(item, Move) for item in items)

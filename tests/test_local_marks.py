@@ -1,6 +1,7 @@
 """Marks on what is on no fusenotify mount: heard by the client itself, with the same events."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from fusenotify import (
     Event,
     Group,
     Kind,
+    Mark,
     NotAMount,
     NotPermitted,
     Origin,
@@ -100,7 +102,8 @@ def test_a_directory_without_what_is_below_it(directory: Path, go: Run[None]) ->
     go(main)
 
 
-def test_a_file_is_followed_in_its_directory(directory: Path, go: Run[None]) -> None:
+def test_a_file_is_followed_until_it_leaves_its_directory(directory: Path, go: Run[None]) -> None:
+    """The mark is on the file, as it is on a mount: not on the name, which others may take."""
     file, other = directory / "file", directory / "other"
     file.touch()
     other.touch()
@@ -115,15 +118,20 @@ def test_a_file_is_followed_in_its_directory(directory: Path, go: Run[None]) -> 
             file.rename(directory / "moved")
             (directory / "moved").unlink()
             told = await until(events, directory / "moved")
-            while told[-1].kind is not Kind.DELETE:
+            while told[-1].kind is not Kind.IGNORED:
                 told.append(await anext(events))
             assert brief(told) == [
                 ("modify", None, str(file)),
                 ("rename", str(file), f"{directory}/moved"),
                 ("modify", None, f"{directory}/moved"),
-                ("rename", None, f"{directory}/moved"),
-                ("delete", None, f"{directory}/moved"),
+                ("delete_self", None, f"{directory}/moved"),
+                ("ignored", None, f"{directory}/moved"),
             ]
+            assert {event.origin for event in told} == {Origin.LOCAL}
+            mark = told[-1].mark
+            assert isinstance(mark, Mark)
+            with pytest.raises(UsageError, match="no such mark"):
+                await events.unmark(mark)
 
     go(main)
 
@@ -184,19 +192,21 @@ def test_an_overflow_of_the_kernel_is_told_once_and_repaired(directory: Path, go
 def test_a_full_queue_is_repaired_without_another_overflow(directory: Path, go: Run[None]) -> None:
     async def main() -> None:
         async with open_group(limit=50) as group:
-            await group.mark(directory, kinds=Kind.CREATE)
+            await group.mark(directory, kinds=Kind.CREATE | Kind.DELETE)
             for number in range(20):
                 os.makedirs(directory / f"{number}" / "b" / "c")
                 for leaf in range(10):
                     (directory / f"{number}" / "b" / f"{leaf}").touch()
             await group.sync()
+            shutil.rmtree(directory / "0")
             missing = {str(Path(top, name)) for top, names, files in os.walk(directory) for name in [*names, *files]}
-            overflows = 0
+            told: list[Event] = []
             while missing:
-                event = await anext(group)
-                overflows += event.kind is Kind.OVERFLOW
-                missing.discard(event.path or "")
-            assert overflows == 1
+                told.append(await anext(group))
+                missing.discard(told[-1].path or "")
+            overflows = [event for event in told if event.kind is Kind.OVERFLOW]
+            assert [(event.reason, event.path) for event in overflows] == [(Reason.QUEUE, str(directory))]
+            assert (Kind.DELETE, f"{directory}/0") in [(event.kind, event.path) for event in told if event.recovered]
 
     go(main)
 

@@ -12,6 +12,7 @@ import trio
 
 from fusenotify import Event, Group, Kind, Reason, open_group
 from tests.harness import PATIENCE, Mount, Watch
+from tests.reading import until
 
 LIMIT = 100
 
@@ -69,17 +70,6 @@ def until_overflow(watch: Watch) -> list[dict[str, Any]]:
     return lines
 
 
-async def read_until(group: Group, path: str) -> list[Event]:
-    """Return everything up to the event on a path."""
-    events: list[Event] = []
-    with trio.fail_after(PATIENCE):
-        async for event in group:
-            events.append(event)
-            if event.path == path:
-                break
-    return events
-
-
 async def test_a_full_queue_keeps_the_first_events_and_says_that_more_were_lost(mount: Mount) -> None:
     names = [f"file{number}" for number in range(3 * LIMIT)]
     async with open_group(limit=LIMIT) as group, open_group() as other:
@@ -95,11 +85,11 @@ async def test_a_full_queue_keeps_the_first_events_and_says_that_more_were_lost(
         assert (heard[-1].kind, heard[-1].reason, heard[-1].path) == (Kind.OVERFLOW, Reason.QUEUE, None)
 
         (mount.source / "again").touch()
-        missed = await read_until(group, "again")
+        missed = await until(group, "again")
         assert {event.path for event in missed} == {*names[LIMIT:], "again"}
         assert all(event.recovered for event in missed[:-1])
         (mount.source / "end").touch()
-        assert [event.path for event in await read_until(other, "end")] == [*names, "again", "end"]
+        assert [event.path for event in await until(other, "end")] == [*names, "again", "end"]
 
 
 async def live_again(group: Group, mount: Mount) -> list[Event]:
@@ -107,7 +97,7 @@ async def live_again(group: Group, mount: Mount) -> list[Event]:
     events: list[Event] = []
     for number in itertools.count():
         (mount.source / f"probe{number}").touch()
-        events += await read_until(group, f"probe{number}")
+        events += await until(group, f"probe{number}")
         (mount.source / f"probe{number}").unlink()
         if not events[-1].recovered:
             return events

@@ -61,15 +61,15 @@ GOLDEN: list[tuple[protocol.Request | protocol.Reply, str]] = [
     (Hello(1, 131072), "0d000000 93 a568656c6c6f 01 ce00020000"),
     (
         AddMark(1, 2, b".", "subtree", DEFAULT, 3),
-        "1b000000 9c a46d61726b 01 02 c4012e a773756274726565 ccff 03 c0 c0 c2 c2 c0",
+        "1c000000 9d a46d61726b 01 02 c4012e a773756274726565 ccff 03 c0 c0 c2 c2 c2 c0",
     ),
     (
         AddMark(300, 2, b"a/\xff", "dir", CREATE | RENAME, 2, 4711, (0, 1000)),
-        "20000000 9c a46d61726b cd012c 02 c403612fff a3646972 21 02 cd1267 92 00 cd03e8 c2 c2 c0",
+        "21000000 9d a46d61726b cd012c 02 c403612fff a3646972 21 02 cd1267 92 00 cd03e8 c2 c2 c2 c0",
     ),
     (
-        AddMark(1, 3, b"f", "inode", CREATE, 3, None, None, True, True, "c:ab:7"),
-        "1e000000 9c a46d61726b 01 03 c40166 a5696e6f6465 01 03 c0 c0 c3 c3 a6633a61623a37",
+        AddMark(1, 3, b"f", "inode", CREATE, 3, None, None, True, True, True, "c:ab:7"),
+        "1f000000 9d a46d61726b 01 03 c40166 a5696e6f6465 01 03 c0 c0 c3 c3 c3 a6633a61623a37",
     ),
     (RemoveMark(3, 2), "0a000000 93 a6756e6d61726b 03 02"),
     (Recount(3, 2), "0c000000 94 a77265636f756e74 03 02 c0"),
@@ -168,6 +168,7 @@ messages: st.SearchStrategy[Any] = st.one_of(
     st.builds(
         AddMark, numbers, numbers, st.binary(max_size=40), texts, numbers, numbers, st.none() | numbers,
         st.none() | st.lists(numbers, max_size=5).map(tuple), st.booleans(), st.booleans(),
+        st.booleans(),
     ),
     st.builds(RemoveMark, numbers, numbers),
     st.builds(Recount, numbers, numbers, st.none() | st.binary()),

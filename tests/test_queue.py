@@ -7,7 +7,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from fusenotify.batch import Batch
 from fusenotify.events import CREATE, OVERFLOW, EventRecord, Reason
-from fusenotify.queue import Queue
+from fusenotify.ledger import Ledger
+from fusenotify.queue import End, Queue
 
 
 def record(seq: int) -> EventRecord:
@@ -24,6 +25,24 @@ def drain(queue: Queue, count: int = 1000) -> list[tuple[int, EventRecord]]:
         queue.pop()
         told += [(waiting[0], one) for one in waiting[1].records]
     return told
+
+
+def test_what_is_given_up_leaves_the_ends_of_marks() -> None:
+    queue = Queue(2, Ledger().of(0))
+    queue.push(1, batch(1))
+    queue.push(2, End([record(2), record(3)]))
+    queue.push(1, batch(4))
+    queue.push(3, End([record(5)]))
+    queue.give_up()
+    assert (queue.dropped, queue.overflows, queue.ends, queue.size) == (2, 1, 2, 0)
+    assert [(mark, one.seq) for mark, one in drain(queue, 1)] == [(0, 0), (2, 2), (2, 3), (3, 5)]
+    queue.push(2, End([record(6), record(7)]))
+    queue.push(1, batch(8))
+    assert queue.peek(1) is not None
+    queue.pop()
+    queue.give_up()
+    assert [(mark, one.seq) for mark, one in drain(queue)] == [(0, 6), (2, 7)]
+    assert (len(queue), queue.ends) == (0, 0)
 
 
 class Model(RuleBasedStateMachine):

@@ -8,17 +8,17 @@ from pathlib import Path
 import anyio
 import pytest
 
-from fusenotify import DaemonGone, Event, Kind, Reason, client, cursor, open_group, watch
+from fusenotify import DaemonGone, Event, Kind, Reason, cursor, open_group, transports, watch
 from tests.certificates import Authority, listening, options
-from tests.harness import Mount, Watch, run
-from tests.mirror import Mirror, follow_until
-from tests.reading import Run
+from tests.harness import Mount, Restartable, Watch, run
+from tests.names import Names, follow_until
+from tests.reading import Run, connection_of, hang_up
 
 WAYS = ["queue file", "socket", "TLS"]
 
 
-class Service:
-    """A backing tree whose daemon can be ended and started again.
+class Service(Restartable):
+    """A tree that is served by the queue file, a unix socket and TLS.
 
     Attributes:
         tls: the credentials of its clients.
@@ -26,27 +26,21 @@ class Service:
 
     def __init__(self, directory: Path, authority: Authority) -> None:
         self.tls = authority.client
-        self._listening = listening(authority.daemon)
-        self.source, self.mountpoint, self.state = (directory / name for name in ("source", "mount", "state"))
-        for path in (self.source, self.mountpoint, self.state):
-            path.mkdir()
-        self.mount = self.start()
+        super().__init__(directory, listening(authority.daemon))
 
     def start(self) -> Mount:
-        self.mount = Mount(self.source, self.mountpoint, self.state, self._listening)
+        mount = super().start()
         # Started again, it has to be where its clients look for it.
-        self._listening = ["--listen", self.mount.tls, *self._listening[2:]]
-        return self.mount
+        self._arguments = ["--listen", mount.tls, *self._arguments[2:]]
+        return mount
 
     def stop(self, how: signal.Signals) -> None:
-        self.mount.stop(how)
-        self.mount.close()
-        if how == signal.SIGKILL:
-            assert not os.path.ismount(self.mountpoint)
+        super().stop(how)
+        assert not os.path.ismount(self.mountpoint)
 
     def forget(self) -> None:
         """Lose the history of what has changed, as with a state directory that is deleted."""
-        for path in self.state.glob("store.sqlite*"):
+        for path in self._state.glob("store.sqlite*"):
             path.unlink()
 
     def target(self, way: str) -> str:
@@ -60,7 +54,7 @@ def service(directory: Path, authority: Authority) -> Iterator[Service]:
     try:
         yield service
     finally:
-        service.mount.close()
+        service.close()
 
 
 def change(source: Path) -> None:
@@ -95,7 +89,7 @@ def test_a_mirror_converges_when_what_has_changed_is_not_known(service: Service,
 def check_convergence(
     service: Service, go: Run[None], way: str, how: signal.Signals, overflows: list[Reason | None]
 ) -> None:
-    mirror = Mirror(service.source)
+    mirror = Names(service.source)
 
     async def main() -> None:
         async with watch(service.target(way), reconnect=True, tls=service.tls) as group:
@@ -168,9 +162,7 @@ def test_a_connection_that_is_lost_while_nothing_happens_loses_nothing(service: 
         async with watch(service.target("socket"), reconnect=True) as group:
             (service.source / "before").mkdir()
             assert (await anext(group)).path == "before"
-            (connection,) = group._sources.values()
-            assert isinstance(connection, client.Connection)
-            _hang_up(connection)
+            connection = hang_up(group)
             async with anyio.create_task_group() as tasks:
                 told: list[Event] = []
 
@@ -178,7 +170,7 @@ def test_a_connection_that_is_lost_while_nothing_happens_loses_nothing(service: 
                     told.append(await anext(group))
 
                 tasks.start_soon(read)
-                while connection in group._sources.values():
+                while connection in group._sources:
                     await anyio.lowlevel.checkpoint()
                 (service.source / "after").mkdir()
             assert [(event.kind, event.path) for event in told] == [(Kind.CREATE, "after")]
@@ -188,13 +180,11 @@ def test_a_connection_that_is_lost_while_nothing_happens_loses_nothing(service: 
 
 def test_a_connection_that_is_lost_with_events_loses_nothing(service: Service, go: Run[None]) -> None:
     fill(service.source)
-    mirror = Mirror(service.source)
+    mirror = Names(service.source)
 
     async def main() -> None:
         async with watch(service.target("socket"), reconnect=True) as group:
-            (connection,) = group._sources.values()
-            assert isinstance(connection, client.Connection)
-            _hang_up(connection)
+            hang_up(group)
             change(service.source)
             await follow_until(group, mirror, service.source)
             assert mirror.overflows == []
@@ -202,9 +192,28 @@ def test_a_connection_that_is_lost_with_events_loses_nothing(service: Service, g
     go(main)
 
 
-def _hang_up(connection: client.Connection) -> None:
-    """Lose a connection as a network does it."""
-    connection._transport._stream._socket.shutdown(2)  # type: ignore[attr-defined]
+def test_a_queue_file_that_is_lost_while_it_is_about_to_be_read_is_closed(service: Service, go: Run[None]) -> None:
+    async def main() -> None:
+        lost = await transports.QueueFile.open(os.fspath(service.mountpoint))
+        await lost.aclose()
+        with (service.source / "file").open("x"), pytest.raises(anyio.ClosedResourceError):  # it may have the number
+            await lost.receive()
+        await lost.aclose()
+
+    go(main)
+
+
+@pytest.mark.parametrize("way", ["queue file", "socket"])
+def test_a_request_to_a_connection_that_has_been_replaced_has_no_answer(
+    service: Service, go: Run[None], way: str
+) -> None:
+    async def main() -> None:
+        async with watch(service.target(way), reconnect=True) as group:
+            await connection_of(group).aclose()
+            with pytest.raises(DaemonGone):
+                await group.sync()
+
+    go(main)
 
 
 def test_without_reconnect_it_is_the_end(service: Service, go: Run[None]) -> None:
@@ -238,7 +247,7 @@ def test_everything_is_told_through_a_short_queue(service: Service, go: Run[None
     """What is owed waits for room; it is no reason for another overflow."""
     for number in range(50):
         os.makedirs(service.source / f"{number}" / "b" / "c")
-    mirror = Mirror(service.source)
+    mirror = Names(service.source)
 
     async def main() -> None:
         async with watch(service.target("socket"), limit=60, reconnect=True) as group:
@@ -248,6 +257,26 @@ def test_everything_is_told_through_a_short_queue(service: Service, go: Run[None
             mirror.follow(await anext(group))
             await follow_until(group, mirror, service.source)
             assert mirror.overflows == [Reason.RESTART]
+
+    go(main)
+
+
+def test_what_is_told_anew_is_told_after_the_directory_that_it_is_in(service: Service, go: Run[None]) -> None:
+    """What does not fit into the queue is put off; what is below it would fit, and has to wait."""
+    for one in range(8):
+        for other in range(8):
+            os.makedirs(service.source / f"{one}" / f"{other}" / "below")
+
+    async def main() -> None:
+        async with watch(service.target("socket"), limit=10, reconnect=True) as group:
+            service.stop(signal.SIGKILL)
+            service.start()
+            await anext(group)
+            told = {""}
+            while len(told) <= 8 + 8 * 8 * 2:
+                path = (await anext(group)).path or ""
+                assert os.path.dirname(path) in told
+                told.add(path)
 
     go(main)
 

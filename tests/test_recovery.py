@@ -15,23 +15,12 @@ import trio
 
 from fusenotify import Event, Group, Kind, Origin, Reason, _linux, open_group
 from tests.harness import PATIENCE, Mount, patched, run
+from tests.mirror import Mirror, differences, tree
+from tests.reading import until
 from tests.soak import SEED, SOAK, examples
-from tests.test_overflow import read_until
-from tests.test_replica import Mirror, Workload, differences, exchange, tree
+from tests.workload import NOISE, Workload, exchange, overflow_inotify
 
 STEPS = 24
-NOISE = ("noise", "more noise")
-
-
-def overflow(directory: Path) -> None:
-    """Raise more events than the kernel's queue holds, so that what follows is lost unless somebody reads them."""
-    files = [directory / name for name in NOISE]
-    for file in files:
-        file.touch()
-    for number in range(int(Path("/proc/sys/fs/inotify/max_queued_events").read_text()) + 2):
-        os.utime(files[number % 2])
-    for file in files:
-        file.unlink()
 
 
 @contextlib.contextmanager
@@ -40,13 +29,13 @@ def deafened(mount: Mount) -> Iterator[None]:
     os.kill(mount.pid, signal.SIGSTOP)
     try:
         os.waitid(os.P_PID, mount.pid, os.WSTOPPED)
-        overflow(mount.source)
+        overflow_inotify(mount.source)
         yield
     finally:
         os.kill(mount.pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("number", range(examples(16, 400)))
+@pytest.mark.parametrize("number", range(examples(8, 400)))
 async def test_a_mirror_converges_through_overflows(mount: Mount, number: int) -> None:
     dice = random.Random(f"{SEED} {number}")
     outside = mount.source.parent / "outside"
@@ -69,7 +58,7 @@ async def test_a_mirror_converges_through_overflows(mount: Mount, number: int) -
             os.kill(mount.pid, signal.SIGSTOP)
             try:
                 first.run(STEPS // 4, ("source",))  # these are heard, and late
-                overflow(mount.source)
+                overflow_inotify(mount.source)
                 first.run(STEPS, ("source",))
             finally:
                 os.kill(mount.pid, signal.SIGCONT)
@@ -123,7 +112,7 @@ async def lost(mount: Mount, group: Group, change: Callable[[Path], None]) -> li
     with trio.fail_after(PATIENCE):
         await group.sync()
         (mount.source / "end").touch()
-        events = await read_until(group, "end")
+        events = await until(group, "end")
     kinds = [event.kind for event in events]
     return events[kinds.index(Kind.OVERFLOW) : -1]
 
@@ -198,30 +187,26 @@ async def test_a_file_with_two_names(mount: Mount) -> None:
 
 
 async def test_two_directories_that_were_exchanged(mount: Mount) -> None:
-    for name in ("one", "other"):
-        (mount.source / name / name).mkdir(parents=True)
+    for name in ("one/one", "above/other/other"):
+        (mount.source / name).mkdir(parents=True)
+
+    def change(source: Path) -> None:
+        exchange(source / "one", source / "above" / "other")
+        (source / "above" / "other" / "one" / "made").touch()
+
     async with open_group() as group:
         await group.mark(f"unix:{mount.socket}")
-        events = await lost(mount, group, lambda source: exchange(source / "one", source / "other"))
-        replica: set[str] = {"one", "one/one", "other", "other/other"}
-        for event in events:
-            follow(replica, event)
-        assert replica == {"one", "one/other", "other", "other/one"}
+        events = await lost(mount, group, change)
+        (swap,) = (event for event in events if event.kind is Kind.RENAME)
+        assert (swap.exchange, swap.is_dir, swap.recovered) == (True, True, True)
+        assert {swap.old_path, swap.path} == {"one", "above/other"}
+        assert recovered([event for event in events if event is not swap]) == {
+            (Kind.CREATE, None, "above/other/one/made"),
+        }
         (mount.source / "one" / "other" / "later").touch()
-        (mount.source / "other" / "one" / "later").touch()
-        told = await read_until(group, "other/one/later")
+        (mount.source / "above" / "other" / "one" / "later").touch()
+        told = await until(group, "above/other/one/later")
     assert "one/other/later" in [event.path for event in told]
-
-
-def follow(replica: set[str], event: Event) -> None:
-    """Apply an event to a set of paths."""
-    gone = event.old_path if event.kind is Kind.RENAME else event.path if event.kind is Kind.DELETE else None
-    moved = {path for path in replica if gone is not None and (path == gone or path.startswith(f"{gone}/"))}
-    replica -= moved
-    if event.kind is Kind.CREATE and event.path is not None:
-        replica.add(event.path)
-    elif event.kind is Kind.RENAME and event.path is not None and gone is not None:
-        replica |= {event.path + path[len(gone) :] for path in moved}
 
 
 async def test_an_overflow_while_it_recovers(mount: Mount) -> None:
@@ -276,11 +261,11 @@ def come_back_below_and_make(path: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("missed", "step", "one", "flags", "other"),
     [
-        (make_new, "_meet", "above", 0, "elsewhere"),
-        (make_new, "_meet", "above", _linux.RENAME_EXCHANGE, "other"),
-        (make_new, "_new", "above", 0, "elsewhere"),
-        (come_back_below_and_make("place/deep/made"), "tell", "place/deep/made", 0, "place/kept/made"),
-        (come_back_below_and_make("made"), "tell", "made", 0, "place/kept/made"),
+        (make_new, "comparison.Comparison._meet", "above", 0, "elsewhere"),
+        (make_new, "comparison.Comparison._meet", "above", _linux.RENAME_EXCHANGE, "other"),
+        (make_new, "comparison.Comparison._new", "above", 0, "elsewhere"),
+        (come_back_below_and_make("place/deep/made"), "repair.Repair.tell", "place/deep/made", 0, "place/kept/made"),
+        (come_back_below_and_make("made"), "repair.Repair.tell", "made", 0, "place/kept/made"),
     ],
     ids=["before it is met", "exchanged", "before it is listed", "into what is told anew", "and back to what is above"],
 )
@@ -311,14 +296,13 @@ async def test_what_moves_while_it_is_compared_is_found(
 
 
 RENAME_BEFORE = """
-from fusenotify import _linux
-from fusenotify.comparison import Comparison
-original = Comparison.{step}
+from fusenotify import _linux, comparison, repair
+original = {step}
 def moved_first(self, *arguments):
-    Comparison.{step} = original
+    {step} = original
     _linux.renameat2(-100, {one}, -100, {other}, {flags})
     return original(self, *arguments)
-Comparison.{step} = moved_first
+{step} = moved_first
 """
 
 
@@ -345,6 +329,6 @@ async def test_operations_through_the_mount_that_were_lost_are_told_as_local(mou
         with trio.fail_after(PATIENCE):
             await group.sync()
             (mount.source / "end").touch()
-            events = await read_until(group, "end")
+            events = await until(group, "end")
     creates = [(event.origin, event.pid) for event in events if event.kind is Kind.CREATE and event.path == "made"]
     assert (Origin.LOCAL, os.getpid()) in creates

@@ -18,8 +18,8 @@ import pytest
 import fusenotify
 from fusenotify import BadCursor, Event, HistoryGone, Kind, NotAMount, Scope, UsageError, open_group, protocol, watch
 from fusenotify.protocol import Changes, FrameBuffer, More, Refusal, Since
-from tests.harness import FUSENOTIFY, Mount, Watch, mounted, patched, run
-from tests.mirror import Mirror, follow_until, survey
+from tests.harness import FUSENOTIFY, Mount, Restartable, Watch, mounted, patched, run
+from tests.names import Names, follow_until, survey
 from tests.reading import Run
 from tests.soak import SEED, examples
 
@@ -58,23 +58,18 @@ def cursor_of(target: Path | str) -> str:
 
 @pytest.fixture
 def restart(directory: Path) -> Iterator[Callable[[signal.Signals], Mount]]:
-    """Start a daemon, after another one, if there is one, has been ended by a signal."""
-    source, mountpoint, state = (directory / name for name in ("source", "mount", "state"))
-    for path in (source, mountpoint, state):
-        path.mkdir()
-    mounts: list[Mount] = []
+    """Start a daemon, after the one that runs, if there is one, has been ended by a signal."""
+    services: list[Restartable] = []
 
     def start(how: signal.Signals) -> Mount:
-        if mounts:
-            mounts[-1].stop(how)
-            mounts[-1].close()
-        mounts.append(Mount(source, mountpoint, state))
-        return mounts[-1]
+        if services:
+            services[0].stop(how)
+            return services[0].start()
+        services.append(Restartable(directory))
+        return services[0].mount
 
-    try:
-        yield start
-    finally:
-        mounts[-1].close()
+    yield start
+    services[0].close()
 
 
 # --- what is named ---------------------------------------------------------------------------------------------------
@@ -503,7 +498,7 @@ def test_there_is_no_hole_at_the_seam(mount: Mount, go: Run[None], limit: int | 
 
     async def main() -> None:
         cursor = await fusenotify.cursor(mount.mountpoint)
-        mirror = Mirror(mount.source)
+        mirror = Names(mount.source)
         churn(mount.source, 200, SEED + 1)
         writer = threading.Thread(target=churn, args=(mount.source, 400, SEED + 2))
         writer.start()
@@ -521,7 +516,7 @@ def test_each_event_has_a_cursor_to_go_on_from(mount: Mount, go: Run[None], limi
     """Whoever stops after any event, and goes on from its cursor, ends up with what there is."""
 
     async def main() -> None:
-        mirror = Mirror(mount.source)
+        mirror = Names(mount.source)
         stops: list[tuple[str, set[str]]] = []
         async with watch(mount.mountpoint, limit=limit) as group:
             churn(mount.source, 200, SEED)
@@ -543,7 +538,7 @@ def test_a_directory_that_comes_to_a_mark_is_not_lost_half_way(mount: Mount, go:
     (mount.source / "in").mkdir()
 
     async def main() -> None:
-        mirror = Mirror(mount.source / "in")
+        mirror = Names(mount.source / "in")
         async with watch(mount.mountpoint / "in") as group:
             (mount.source / "out" / "dir").rename(mount.source / "in" / "dir")
             (mount.source / "in" / "dir" / "c").mkdir()
@@ -564,7 +559,7 @@ def test_a_directory_that_comes_to_a_mark_is_not_lost_half_way(mount: Mount, go:
 
 
 async def check_going_on(mount: Mount, cursor: str, known: set[str]) -> None:
-    mirror = Mirror(mount.source)
+    mirror = Names(mount.source)
     mirror.paths = known
     async with watch(mount.mountpoint, since=cursor) as group:
         (mount.source / "end").mkdir(exist_ok=True)

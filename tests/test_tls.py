@@ -5,7 +5,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,25 +32,9 @@ from fusenotify import (
 )
 from fusenotify.addresses import TlsAddress, UnixAddress, absolute, parse_address, parse_place
 from fusenotify.client import Group
-from fusenotify.events import Event
 from tests.certificates import Authority, listening, options
 from tests.harness import PATIENCE, Mount, Watch, mounted, patched, run
-
-Run = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
-
-
-@pytest.fixture(params=["trio", "asyncio"])
-def go(request: pytest.FixtureRequest) -> Run:
-    """Run a client under either event loop."""
-
-    def run_it(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        async def in_time() -> None:
-            with anyio.fail_after(PATIENCE):
-                await main()
-
-        anyio.run(in_time, backend=request.param)
-
-    return run_it
+from tests.reading import Run, until
 
 
 @pytest.fixture
@@ -65,16 +49,6 @@ def stranger(tmp_path: Path) -> Authority:
     """Another authority."""
     (tmp_path / "stranger").mkdir()
     return Authority(tmp_path / "stranger")
-
-
-async def until(group: Group, path: str) -> list[Event]:
-    """Return everything up to the first event on a path."""
-    told = []
-    async for event in group:
-        told.append(event)
-        if event.path == path:
-            break
-    return told
 
 
 def port_of(mount: Mount) -> int:
@@ -135,7 +109,7 @@ def test_addresses_as_text() -> None:
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
 def test_a_client_with_a_certificate_sees_the_whole_tree(
-    directory: Path, authority: Authority, go: Run, host: str
+    directory: Path, authority: Authority, go: Run[None], host: str
 ) -> None:
     with mounted(directory, listening(authority.daemon, host)) as mount:
         secret = mount.source / "secret"
@@ -158,7 +132,7 @@ def test_a_client_with_a_certificate_sees_the_whole_tree(
         go(main)
 
 
-def test_a_context_of_the_callers_own(served: Mount, authority: Authority, go: Run) -> None:
+def test_a_context_of_the_callers_own(served: Mount, authority: Authority, go: Run[None]) -> None:
     context = authority.client.client_context()
 
     async def main() -> None:
@@ -182,7 +156,7 @@ def test_commands_over_tls(served: Mount, authority: Authority) -> None:
         assert (refused.returncode, missing in refused.stderr) == (2, True), refused.stderr
 
 
-def test_a_client_that_is_stopped_or_killed_leaves_nothing(served: Mount, authority: Authority, go: Run) -> None:
+def test_a_client_that_is_stopped_or_killed_leaves_nothing(served: Mount, authority: Authority, go: Run[None]) -> None:
     with contextlib.closing(Watch(served.tls, *options(authority.client))) as watch_:
         watch_.process.kill()
 
@@ -193,7 +167,7 @@ def test_a_client_that_is_stopped_or_killed_leaves_nothing(served: Mount, author
     go(main)
 
 
-def test_a_daemon_that_ends_is_told_over_tls(served: Mount, authority: Authority, go: Run) -> None:
+def test_a_daemon_that_ends_is_told_over_tls(served: Mount, authority: Authority, go: Run[None]) -> None:
     async def main() -> None:
         async with watch(served.tls, tls=authority.client) as events:
             await anyio.to_thread.run_sync(served.stop)
@@ -210,7 +184,7 @@ async def _until_gone(group: Group) -> Any:
             yield event
 
 
-def test_much_is_told_in_order_and_whole(served: Mount, authority: Authority, go: Run) -> None:
+def test_much_is_told_in_order_and_whole(served: Mount, authority: Authority, go: Run[None]) -> None:
     count = 3000
 
     async def main() -> None:
@@ -224,7 +198,7 @@ def test_much_is_told_in_order_and_whole(served: Mount, authority: Authority, go
     go(main)
 
 
-def test_a_cancelled_request_leaves_the_connection_whole(served: Mount, authority: Authority, go: Run) -> None:
+def test_a_cancelled_request_leaves_the_connection_whole(served: Mount, authority: Authority, go: Run[None]) -> None:
     async def main() -> None:
         async with open_group(tls=authority.client) as group:
             await group.mark(served.tls)
@@ -243,7 +217,7 @@ def test_a_cancelled_request_leaves_the_connection_whole(served: Mount, authorit
 
 
 def test_clients_that_are_refused_hear_why(
-    served: Mount, authority: Authority, stranger: Authority, go: Run, tmp_path: Path
+    served: Mount, authority: Authority, stranger: Authority, go: Run[None], tmp_path: Path
 ) -> None:
     unknown = Tls(stranger.client.cert, stranger.client.key, authority.ca)
     wrong: list[tuple[Tls | ssl.SSLContext, type[FusenotifyError], str]] = [
@@ -269,7 +243,7 @@ def test_clients_that_are_refused_hear_why(
     go(main)
 
 
-def test_the_daemon_has_to_be_who_it_is_called(directory: Path, authority: Authority, go: Run) -> None:
+def test_the_daemon_has_to_be_who_it_is_called(directory: Path, authority: Authority, go: Run[None]) -> None:
     with mounted(directory, listening(authority.issue("another.example"))) as mount:
 
         async def main() -> None:
@@ -279,7 +253,7 @@ def test_the_daemon_has_to_be_who_it_is_called(directory: Path, authority: Autho
         go(main)
 
 
-def test_who_listens_may_be_no_daemon(go: Run, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_listens_may_be_no_daemon(go: Run[None], authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transports, "_CONNECT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as plain:
 
@@ -301,7 +275,7 @@ def test_who_listens_may_be_no_daemon(go: Run, authority: Authority, monkeypatch
 
 
 @pytest.mark.parametrize("how", ["end", "reset"])
-def test_a_daemon_that_ends_during_the_handshake_has_gone(go: Run, authority: Authority, how: str) -> None:
+def test_a_daemon_that_ends_during_the_handshake_has_gone(go: Run[None], authority: Authority, how: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def hang_up() -> None:
@@ -318,7 +292,7 @@ def test_a_daemon_that_ends_during_the_handshake_has_gone(go: Run, authority: Au
         go(main)
 
 
-def test_a_host_without_an_address(go: Run, authority: Authority) -> None:
+def test_a_host_without_an_address(go: Run[None], authority: Authority) -> None:
     async def main() -> None:
         with pytest.raises(DaemonGone, match="nobody answers at tls://no-such-host"):
             await client.status("tls://no-such-host.invalid:1", tls=authority.client)
@@ -390,7 +364,7 @@ def test_an_encrypted_key_is_not_asked_for_at_the_terminal(authority: Authority,
 _RUBBISH = (b"GET / HTTP/1.1\r\n\r\n", b"\x09\0\0\0\x93\xa5hello\x01\0", b"\x16\x03\x01\xff\xff" + b"\xff" * 70_000)
 
 
-def test_rubbish_is_hung_up_on(served: Mount, authority: Authority, go: Run) -> None:
+def test_rubbish_is_hung_up_on(served: Mount, authority: Authority, go: Run[None]) -> None:
     for rubbish in _RUBBISH:
         with socket.create_connection(("localhost", port_of(served)), timeout=PATIENCE) as sock:
             sock.sendall(rubbish)
@@ -448,7 +422,7 @@ def _client_hello(authority: Authority) -> bytes:
     return out.read()
 
 
-def test_many_half_open_connections_keep_nobody_out(directory: Path, authority: Authority, go: Run) -> None:
+def test_many_half_open_connections_keep_nobody_out(directory: Path, authority: Authority, go: Run[None]) -> None:
     patient = "from fusenotify import listening; listening._HANDSHAKE = 3600"
     with patched(directory, patient, listening(authority.daemon)) as mount, contextlib.ExitStack() as stack:
         crowd = [
@@ -474,7 +448,7 @@ def test_many_half_open_connections_keep_nobody_out(directory: Path, authority: 
 
 
 @pytest.mark.parametrize("secured", [False, True])
-def test_a_send_that_is_cancelled_half_way_tears_no_frame(authority: Authority, go: Run, secured: bool) -> None:
+def test_a_send_that_is_cancelled_half_way_tears_no_frame(authority: Authority, go: Run[None], secured: bool) -> None:
     first, second = (bytes((number,)) * (8 << 20) for number in (1, 2))
 
     async def main() -> None:
@@ -509,7 +483,7 @@ def _tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def test_a_client_on_another_machine_excludes_nobody_by_its_process_number(
-    served: Mount, authority: Authority, go: Run
+    served: Mount, authority: Authority, go: Run[None]
 ) -> None:
     class Elsewhere(sockets.TlsStream):
         is_from_here = property(lambda _self: False, lambda _self, _value: None)

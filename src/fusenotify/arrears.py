@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from fusenotify.backing import Backing
+from fusenotify.beneath import Beneath
 from fusenotify.crawler import Crawler
 from fusenotify.doubt import Doubtful
 from fusenotify.events import CREATE, DELETE, IS_DIR, LOCAL, MODIFY, RECOVERED, EventRecord, Reason
@@ -30,7 +30,7 @@ class Arrears:
 
     def __init__(
         self,
-        backing: Backing,
+        backing: Beneath,
         crawler: Crawler,
         filesystems: Filesystems,
         groups: Groups,

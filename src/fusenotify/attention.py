@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from fusenotify.backing import Backing
+from fusenotify.beneath import Beneath
 from fusenotify.filesystems import Filesystems
 from fusenotify.identity import InodeKey
 from fusenotify.tree import Directory
@@ -17,7 +17,7 @@ _CHUNK = 64  # directories between two chances to do other work
 class Attention:
     """Keeps the watches as the marks want them."""
 
-    def __init__(self, backing: Backing, watcher: Watcher, filesystems: Filesystems, uses: AskedUses) -> None:
+    def __init__(self, backing: Beneath, watcher: Watcher, filesystems: Filesystems, uses: AskedUses) -> None:
         self._backing = backing
         self._watcher = watcher
         self._filesystems = filesystems

@@ -1,7 +1,7 @@
-"""Every system call on the backing tree.
+"""The backing tree: what its objects are, and how they are reached again. Every system call on it is here or below.
 
-Nothing here takes a path from outside: objects are reached by descriptor, by (directory descriptor, one name), by file
-handle, or by a path that the kernel keeps beneath the root (openat2 with RESOLVE_BENEATH, no symbolic links).
+Nothing takes a path from outside: objects are reached by descriptor, by (directory descriptor, one name), by file
+handle, or by a path that the kernel keeps beneath the root (see `beneath`).
 """
 
 import contextlib
@@ -9,13 +9,13 @@ import errno
 import os
 import resource
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 from fusenotify import _linux
 from fusenotify._linux import proc_path
+from fusenotify.beneath import Beneath, key_of
 from fusenotify.identity import FileHandle, Identity, InodeKey, InodeNumber
-from fusenotify.mountinfo import mount_id_of
 from fusenotify.references import (
     DescriptorReference,
     Filesystem,
@@ -27,10 +27,6 @@ from fusenotify.references import (
     WalkedReference,
 )
 
-T = TypeVar("T")
-Entry = tuple[bytes, bool, int]  # the name of something in a directory, whether it is a directory, its inode number
-
-_BENEATH: Final = _linux.RESOLVE_BENEATH | _linux.RESOLVE_NO_SYMLINKS | _linux.RESOLVE_NO_MAGICLINKS
 # What name_to_handle_at(2) answers where a filesystem has no handles, and open_by_handle_at(2) without the capability.
 # EINVAL: a kernel that does not know the flag.
 _NO_HANDLES: Final = frozenset({errno.EOPNOTSUPP, errno.EOVERFLOW, errno.ENOSYS, errno.EPERM, errno.EINVAL})
@@ -87,20 +83,16 @@ class Found:
             self._fd = -1
 
 
-class Backing:
+class Backing(Beneath):
     """The exported directory.
 
     Attributes:
-        root_fd: O_RDONLY descriptor of the root.
-        root_key: its device and inode number.
         root: how it is reached.
-        forbidden_mounts: numbers of mounts below the root that are not to be touched: our own, which would wait for us.
     """
 
     def __init__(self, source: str) -> None:
-        self.root_fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.root_key = self._key(self.root_fd)
-        self.forbidden_mounts: frozenset[int] = frozenset()
+        """Open the directory `source` (OSError: as from open(2))."""
+        super().__init__(source)
         self._root_fsid = os.fstatvfs(self.root_fd).f_fsid
         self._handle_flags: dict[int, int] = {}  # by filesystem: how identities are had; 0 where they are not
         self._kept = KeptDescriptors(_kept_at_most())
@@ -115,7 +107,7 @@ class Backing:
         """Close every descriptor held here."""
         self._kept.clear()
         self.root.close()
-        os.close(self.root_fd)
+        super().close()
 
     def let_go(self) -> None:
         """Close what is kept of other filesystems than the root's, so that they can be unmounted."""
@@ -226,16 +218,7 @@ class Backing:
         Raises:
             OSError: as from open(2).
         """
-        return self._found(
-            self._touchable(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd))
-        )
-
-    def _touchable(self, fd: int) -> int:
-        """Return a descriptor, or close it and raise ELOOP where it is on a mount that is not to be touched."""
-        if self.forbidden_mounts and mount_id_of(fd) in self.forbidden_mounts:
-            os.close(fd)
-            raise OSError(errno.ELOOP, "a mount of the tree inside itself")
-        return fd
+        return self._found(self.touchable(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)))
 
     def find_open(self, fd: int) -> Found:
         """Look up the object of an open descriptor, which stays the caller's."""
@@ -247,22 +230,18 @@ class Backing:
 
     def contains(self, fd: int) -> bool:
         """Whether a directory is the root or below it now, going up by `..`."""
-        key, fd = self._key(fd), os.dup(fd)
+        key, fd = key_of(fd), os.dup(fd)
         try:
             while key != self.root_key:
                 above = os.open(b"..", os.O_PATH | os.O_CLOEXEC, dir_fd=fd)
                 os.close(fd)
                 fd = above
-                previous, key = key, self._key(fd)
+                previous, key = key, key_of(fd)
                 if key == previous:
                     return False  # the root of everything
             return True
         finally:
             os.close(fd)
-
-    def _key(self, fd: int) -> InodeKey:
-        status = os.fstat(fd)
-        return InodeKey(status.st_dev, status.st_ino)
 
     def _found(self, fd: int) -> Found:
         """Make `fd` the result's; it is closed where there is none."""
@@ -274,30 +253,6 @@ class Backing:
             raise
 
     # --- by path ------------------------------------------------------------------------------------------------------
-
-    def open_beneath(self, path: bytes, flags: int, top_fd: int | None = None) -> int:
-        """Open a path below an open directory, the root by default, that no symbolic link and no `..` can lead out of.
-
-        Raises:
-            OSError: ELOOP or EXDEV for a path that tries, else as from open(2).
-        """
-        base = top_fd = self.root_fd if top_fd is None else top_fd
-        parts = path.split(b"/")
-        try:
-            # The kernel takes at most PATH_MAX bytes at a time; a tree may be deeper.
-            while len(path) > 4000 and len(parts) > 8:
-                step = _linux.openat2(base, b"/".join(parts[:8]), os.O_PATH | os.O_DIRECTORY, _BENEATH)
-                parts, path = parts[8:], b"/".join(parts[8:])
-                if base != top_fd:
-                    os.close(base)
-                base = step
-            if self.forbidden_mounts and flags & os.O_DIRECTORY:
-                # Looked at before it is opened in earnest, which would already ask its daemon.
-                os.close(self._touchable(_linux.openat2(base, path, os.O_PATH | os.O_DIRECTORY, _BENEATH)))
-            return self._touchable(_linux.openat2(base, path, flags, _BENEATH))
-        finally:
-            if base != top_fd:
-                os.close(base)
 
     def find_beneath(self, path: bytes) -> Found:
         """Look up what is at a path below the root, without following any symbolic link.
@@ -331,95 +286,6 @@ class Backing:
         finally:
             os.close(fd)
         return above, key
-
-    def paths_of(self, number: int) -> Iterator[bytes]:
-        """Yield the paths below the root of everything that has an inode number and is no directory. Slow."""
-        unread = [b"."]
-        while unread:
-            path = unread.pop()
-            prefix = b"" if path == b"." else path + b"/"
-            try:
-                fd = self.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
-            except OSError:
-                continue  # gone, or not ours to read
-            try:
-                with os.scandir(fd) as listing:
-                    for entry in listing:
-                        if entry.is_dir(follow_symlinks=False):
-                            unread.append(prefix + os.fsencode(entry.name))
-                        elif entry.inode() == number:
-                            yield prefix + os.fsencode(entry.name)
-            except FileNotFoundError:
-                pass  # removed meanwhile
-            finally:
-                os.close(fd)
-
-    def stat_beneath(self, path: bytes) -> os.stat_result | None:
-        """Return the attributes of what is at a path below the root, None where nothing can be seen."""
-        return self._seen_beneath(path, os.fstat)
-
-    def key_beneath(self, path: bytes) -> InodeKey | None:
-        """Return which object is at a path below the root, None where nothing can be seen."""
-        return self._seen_beneath(path, self._key)
-
-    def list_beneath(self, path: bytes) -> tuple[InodeKey, list[tuple[bytes, bool]]]:
-        """Return what a directory below the root is, and (name, is it a directory) of what is in it.
-
-        Raises:
-            OSError: as from open(2).
-        """
-        fd = self.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
-        try:
-            with os.scandir(fd) as listing:
-                entries = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in listing]
-            return self._key(fd), entries
-        finally:
-            os.close(fd)
-
-    def list_on(self, path: bytes, offset: int) -> tuple[list[tuple[bytes, bool]], int]:
-        """Return some (name, is it a directory) of a directory below the root, from an offset on, and where they end.
-
-        Offsets are the filesystem's own, as of getdents64(2); 0 is the beginning. There are none at the end.
-
-        Raises:
-            OSError: as from open(2) and getdents64(2).
-        """
-        fd = self.open_beneath(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
-        try:
-            os.lseek(fd, offset, os.SEEK_SET)
-            piece = _linux.getdents64(fd)
-            entries = [(entry.name, _is_dir(fd, entry)) for entry in piece if entry.name not in (b".", b"..")]
-            return entries, piece[-1].end if piece else offset
-        finally:
-            os.close(fd)
-
-    def times_beneath(self, path: bytes) -> _linux.Times | None:
-        """Return when what is at a path below the root was born and last changed, None where there is nothing."""
-        return self._seen_beneath(path, _linux.statx_times)
-
-    def _seen_beneath(self, path: bytes, look: Callable[[int], T]) -> T | None:
-        try:
-            fd = self.open_beneath(path, os.O_PATH | os.O_NOFOLLOW)
-            try:
-                return look(fd)
-            finally:
-                os.close(fd)
-        except OSError:
-            return None
-
-
-def entries_of(listing: Iterable["os.DirEntry[str]"]) -> list[Entry]:
-    """Return what a listing of scandir(3) shows."""
-    return [(os.fsencode(one.name), one.is_dir(follow_symlinks=False), one.inode()) for one in listing]
-
-
-def _is_dir(dir_fd: int, entry: _linux.DirectoryEntry) -> bool:
-    if entry.kind != _linux.DT_UNKNOWN:
-        return entry.kind == _linux.DT_DIR
-    try:
-        return stat.S_ISDIR(os.lstat(entry.name, dir_fd=dir_fd).st_mode)
-    except OSError:
-        return False  # it has gone, and that is told
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Container, Iterator, Sequence
 from typing import Final
 
 from fusenotify import events, joiner
-from fusenotify.backing import Backing
+from fusenotify.beneath import Beneath
 from fusenotify.echoes import Echoes, Expectation, LocalOperation, Name
 from fusenotify.identity import InodeKey
 from fusenotify.joiner import ITSELF, Author, Item, Move, author_of, is_of_others
@@ -38,7 +38,7 @@ _OF_OURS: Final = LocalOperation(
 class Claims:
     """Matches the stream with the local operations that are noted."""
 
-    def __init__(self, backing: Backing, tree: Tree, echoes: Echoes) -> None:
+    def __init__(self, backing: Beneath, tree: Tree, echoes: Echoes) -> None:
         self._backing = backing
         self._tree = tree
         self._echoes = echoes

@@ -1,77 +1,47 @@
-"""Compares the tree with what listeners know of it, and tells them the differences.
+"""Compares the tree with what listeners know of it: where each directory is by now, and what differs in it.
 
-Looking and telling are two steps, because what has gone from one directory may turn up in another one: only when all
-have been looked at is a rename known for what it is. A directory is the same as before if its watch is, a file if its
-inode number is and it was born before anything was missed, as inode numbers are used again.
+Looking comes before telling (`repair`), because what has gone from one directory may turn up in another one: only when
+all have been looked at is a rename known for what it is. A directory is the same as before if its watch is.
 """
 
 import contextlib
 import os
 import stat
 from collections.abc import Callable, Container, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
-from fusenotify.arrivals import Arrivals
-from fusenotify.backing import Backing, Entry, entries_of
+from fusenotify.beneath import Beneath, Entry, entries_of
 from fusenotify.crawler import Crawler
-from fusenotify.events import CREATE, DELETE, IS_DIR, MODIFY, RECOVERED, EventRecord
+from fusenotify.events import EventRecord
 from fusenotify.identity import InodeKey
+from fusenotify.repair import Difference, Findings
 from fusenotify.snapshot import UNKNOWN, Snapshot, numbered
-from fusenotify.telling import Teller
 from fusenotify.tree import ROOT_PATH, Directory, Tree
 from fusenotify.watchers.watcher import Watcher
 
 # A change has its time before it raises its event, and whoever makes it may lose the processor in between.
 _IN_FLIGHT: Final = 1_000_000_000  # nanoseconds
-_CLOCK_TICK: Final = 20_000_000  # nanoseconds that filesystems' clocks may lag behind
-_DEEPEST: Final = 16384  # no path is longer, in bytes
 _TURN: Final = 256  # files looked at before other work may be done
-
-Place = tuple[Directory, bytes]
-
-
-@dataclass(slots=True)
-class _Difference:
-    """What has changed in one directory.
-
-    Attributes:
-        appeared: names that were not known, or stand for something else: (name, numbered object).
-        vanished: names that have gone.
-        modified: names of files that have changed.
-        itself: whether the directory has changed.
-        stamps: the times of change of the files, and of the directory itself under an empty name; where asked for.
-        names: what is there, where the stream may tell the same again.
-        until: the position in the stream at the end of the listing.
-    """
-
-    appeared: list[tuple[bytes, int]] = field(default_factory=list)
-    vanished: list[bytes] = field(default_factory=list)
-    modified: list[bytes] = field(default_factory=list)
-    itself: bool = False
-    stamps: dict[bytes, int] | None = None
-    names: set[bytes] | None = None
-    until: int = 0
 
 
 class Comparison:
-    """Looks at directories and tells what listeners do not know yet.
+    """Looks at directories for what listeners do not know yet.
 
     Attributes:
+        findings: what the last look has found.
         compared: the directories that the last look has reached.
         unreached: those that it has not, new ones among them: by then they had moved again, or had gone.
     """
 
     def __init__(
         self,
-        backing: Backing,
+        backing: Beneath,
         watcher: Watcher,
         crawler: Crawler,
         tree: Tree,
         snapshot: Snapshot,
-        teller: Teller,
-        arrivals: Arrivals,
     ) -> None:
+        self.findings = Findings(0, {})
         self.compared: set[Directory] = set()
         self.unreached: set[Directory] = set()
         self._backing = backing
@@ -79,12 +49,6 @@ class Comparison:
         self._crawler = crawler
         self._tree = tree
         self._snapshot = snapshot
-        self._teller = teller
-        self._arrivals = arrivals
-        self._since = 0
-        self._places: dict[Directory, Place] = {}  # where directories are that are new or not where they were
-        self._new_by_wd: dict[int, Directory] = {}
-        self._found: dict[Directory, _Difference] = {}
         self._unread: list[Directory] = []  # new ones
         self._keeps_names = False
         self._is_stamping = False
@@ -137,8 +101,7 @@ class Comparison:
             stamp: whether this is done again and again, as nothing is heard. Then a change is known by its time being
                 another one than before, as the clock may be somebody else's.
         """
-        self._since = since
-        self._places, self._new_by_wd, self._found = {}, {}, {}
+        self.findings = Findings(since, self._stamps)
         self._unread.clear()
         self.unreached.clear()
         self._keeps_names, self._is_stamping = keep_names, stamp
@@ -150,7 +113,7 @@ class Comparison:
         for directory in late:
             if not (yield from self._look_at(directory, relist=relist or directory in doubtful)):
                 self.unreached.add(directory)
-        self.compared = set(self._found)
+        self.compared = set(self.findings.differences)
 
     def _look_at(self, directory: Directory, *, relist: bool) -> Generator[list[EventRecord], None, bool]:
         """Compare a directory and all that is new in it; return whether it was where it is thought to be."""
@@ -163,7 +126,7 @@ class Comparison:
         return True
 
     def _compare(self, directory: Directory, *, relist: bool) -> Generator[list[EventRecord], None, bool]:
-        path = self._path_of(directory)
+        path = self.findings.path_of(directory)
         reached = self._crawler.reach(path) if path is not None else None
         if reached is None or reached.fd is None:
             return reached is not None and reached.key == directory.key
@@ -185,18 +148,18 @@ class Comparison:
             if wd != directory.wd and self._tree.contains(directory):
                 self._tree.set_wd(directory, wd)
             return directory
-        parent, name = self._places.get(directory) or (directory.parent, directory.name)
-        is_known = wd is not None and (wd in self._new_by_wd or wd in self._tree.by_wd)
-        if parent is None or parent not in self._found or is_known:
+        parent, name = self.findings.places.get(directory) or (directory.parent, directory.name)
+        is_known = wd is not None and (wd in self.findings.new_by_wd or wd in self._tree.by_wd)
+        if parent is None or parent not in self.findings.differences or is_known:
             return None
-        self._places.pop(directory, None)
+        self.findings.places.pop(directory, None)
         return self._new(parent, name, wd, key)
 
     def _compare_open(self, directory: Directory, fd: int, *, relist: bool) -> Iterator[list[EventRecord]]:
         known = self._snapshot.known(directory)
         stamps: dict[bytes, int] | None = {} if self._is_stamping else None
         has_changed = self._has_changed(directory, b"", os.fstat(fd), stamps)
-        difference = _Difference(itself=has_changed and self._tree.contains(directory), stamps=stamps)
+        difference = Difference(itself=has_changed and self._tree.contains(directory), stamps=stamps)
         if relist or has_changed:
             entries: list[Entry] = []
             with contextlib.suppress(FileNotFoundError), os.scandir(fd) as listing:
@@ -219,10 +182,10 @@ class Comparison:
                 yield []
         if not self._keeps_names:
             difference.names = None
-        self._found[directory] = difference
+        self.findings.differences[directory] = difference
 
     def _compare_names(
-        self, directory: Directory, fd: int, known: dict[bytes, int], entries: list[Entry], difference: _Difference
+        self, directory: Directory, fd: int, known: dict[bytes, int], entries: list[Entry], difference: Difference
     ) -> None:
         for name, is_dir, inode in entries:
             was, number = known.get(name), numbered(inode, is_dir=is_dir)
@@ -238,7 +201,7 @@ class Comparison:
 
         It is opened in the very directory that was listed, whose path may be another one's by now.
         """
-        path = self._path_of(parent)
+        path = self.findings.path_of(parent)
         if path is None:
             self.unreached.add(parent)
             return
@@ -251,23 +214,23 @@ class Comparison:
             os.close(reached.fd)
         known = self._tree.heard_by(wd) if wd is not None else self._tree.by_key.get(reached.key)
         if known is None or (known.wd is not None and wd is None):
-            if wd is None or wd not in self._new_by_wd:
+            if wd is None or wd not in self.findings.new_by_wd:
                 self._unread.append(self._new(parent, name, wd, reached.key))
         elif (known.parent, known.name) != (parent, name) and not self._is_elsewhere(known):
-            self._places[known] = parent, name
+            self.findings.places[known] = parent, name
 
     def _new(self, parent: Directory, name: bytes, wd: int | None, key: InodeKey) -> Directory:
         directory = Directory(parent, name, wd, key)
-        self._places[directory] = parent, name
+        self.findings.places[directory] = parent, name
         if wd is not None:
-            self._new_by_wd[wd] = directory
+            self.findings.new_by_wd[wd] = directory
         return directory
 
     def _is_elsewhere(self, directory: Directory) -> bool:
         """Whether a directory is where it was as well: a bind mount shows it twice, and it has one watch."""
-        if directory in self._places or directory in self._found:
+        if directory in self.findings.places or directory in self.findings.differences:
             return True
-        path = self._path_of(directory)
+        path = self.findings.path_of(directory)
         reached = self._crawler.reach(path) if path is not None else None
         if reached is None or reached.fd is None:
             return False
@@ -275,17 +238,6 @@ class Comparison:
             return reached.key == directory.key and self._watcher.watch(reached.fd, reached.key) == directory.wd
         finally:
             os.close(reached.fd)
-
-    def _path_of(self, directory: Directory) -> bytes | None:
-        """Return where a directory is by what has been found so far; None where that makes no sense."""
-        names: list[bytes] = []
-        while directory is not self._tree.root:
-            parent, name = self._places.get(directory) or (directory.parent, directory.name)
-            if parent is None or len(names) > _DEEPEST:
-                return None
-            names.append(name)
-            directory = parent
-        return b"/".join(reversed(names)) or ROOT_PATH
 
     def _has_changed(
         self, directory: Directory, name: bytes, status: os.stat_result, stamps: dict[bytes, int] | None
@@ -296,97 +248,7 @@ class Comparison:
             before = self._stamps.get(directory, {}).get(name)
             if before is not None:
                 return before != status.st_ctime_ns
-        return status.st_ctime_ns >= self._since - _IN_FLIGHT
-
-    # --- telling -----------------------------------------------------------------------------------------------------
-
-    def tell(self) -> Iterator[list[EventRecord]]:
-        """Tell what was found: directories first, from above; what has gone last, as it may have been moved."""
-        depths = {one: path.count(b"/") for one in self._places if (path := self._path_of(one)) is not None}
-        for directory in sorted(depths, key=lambda one: depths[one]):
-            yield from self._put_in_place(directory, *self._places[directory])
-        sources = self._sources()
-        for directory, difference in self._found.items():
-            if self._tree.contains(directory):
-                yield from self._tell_difference(directory, difference, sources)
-        for directory, difference in self._found.items():
-            for name in difference.vanished:
-                if self._tree.contains(directory) and name in self._snapshot.known(directory):
-                    yield from self._tell_gone(directory, name)
-        # What has come to a place of which all was forgotten could not be told there before it had gone elsewhere.
-        yield from self._arrivals.arrive_missed()
-        for wd in self._new_by_wd:
-            if wd not in self._tree.by_wd:
-                self._watcher.unwatch(wd)
-        yield from self._teller.flush()
-
-    def _put_in_place(self, directory: Directory, parent: Directory, name: bytes) -> Iterator[list[EventRecord]]:
-        has_arrived = not self._tree.contains(directory) and self._tree.heard_by(directory.wd) is not None
-        if has_arrived or not self._tree.contains(parent):
-            return  # it was found where it went then, with what has been told of already
-        if name in self._snapshot.known(parent):
-            yield from self._tell_gone(parent, name)
-        if self._tree.contains(directory):
-            assert directory.parent is not None
-            self._teller.rename((directory.parent, directory.name), (parent, name), True, None, RECOVERED)
-            yield from self._teller.flush()
-            self._crawler.leave(self._tree.move(directory, parent, name))
-            return
-        self._teller.entry(CREATE, parent, name, True, None, RECOVERED, directory.key.number)
-        yield from self._teller.flush()
-        if directory.gone:  # with what was in its place, and so has everything that is known of what is in it
-            yield from self._arrivals.arrive(parent, name, None)
-        else:
-            self._tree.add(directory, parent, name)
-
-    def _sources(self) -> dict[tuple[int, int], Place]:
-        """Return where files were known to be that are not there any more, by device and `numbered` object."""
-        return {
-            (directory.key.device, number): (directory, name)
-            for directory, difference in self._found.items()
-            for name in [*difference.vanished, *(name for name, _ in difference.appeared)]
-            if (number := self._snapshot.known(directory).get(name, UNKNOWN)) >> 1 != UNKNOWN and not number & 1
-        }
-
-    def _tell_difference(
-        self, directory: Directory, difference: _Difference, sources: dict[tuple[int, int], Place]
-    ) -> Iterator[list[EventRecord]]:
-        for name, number in difference.appeared:
-            if self._snapshot.known(directory).get(name, 0) & 1:
-                yield from self._tell_gone(directory, name)
-            source = sources.pop((directory.key.device, number), None)
-            if source is not None and self._has_moved(*source, number, directory.prefix + name):
-                self._teller.rename(source, (directory, name), False, None, RECOVERED)
-                self._teller.entry(MODIFY, directory, name, False, None, RECOVERED)
-            else:
-                self._teller.entry(CREATE, directory, name, False, None, RECOVERED, number >> 1)
-            if self._teller.is_full:
-                yield self._teller.gathered()
-        for name in difference.modified:
-            self._teller.entry(MODIFY, directory, name, False, None, RECOVERED)
-            if self._teller.is_full:
-                yield self._teller.gathered()
-        if difference.itself:
-            self._teller.tell(MODIFY, directory.path, None, IS_DIR | RECOVERED)
-        if difference.stamps is not None:
-            self._stamps[directory] = difference.stamps
-        if difference.names is not None:
-            directory.announced, directory.announced_until = difference.names, difference.until
-
-    def _has_moved(self, directory: Directory, name: bytes, number: int, path: bytes) -> bool:
-        """Whether what was known as `name` is what is at `path` now, and has not just the same inode number."""
-        if not self._tree.contains(directory) or self._snapshot.known(directory).get(name) != number:
-            return False
-        times = self._backing.times_beneath(path)
-        return times is not None and 0 < times.born < self._since - _CLOCK_TICK
-
-    def _tell_gone(self, parent: Directory, name: bytes) -> Iterator[list[EventRecord]]:
-        is_dir = bool(self._snapshot.known(parent)[name] & 1)
-        self._teller.entry(DELETE, parent, name, is_dir, None, RECOVERED)
-        child = parent.children.get(name)
-        if child is not None:
-            yield from self._teller.flush()
-            self._crawler.leave(self._tree.detach(child))
+        return status.st_ctime_ns >= self.findings.since - _IN_FLIGHT
 
 
 def _depth(directory: Directory) -> int:

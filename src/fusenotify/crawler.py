@@ -8,10 +8,11 @@ looked for again once that has been told.
 import errno
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fusenotify.backing import Backing, Entry
+from fusenotify.beneath import Beneath, Entry
 from fusenotify.filesystems import Filesystems
 from fusenotify.identity import InodeKey
 from fusenotify.snapshot import Snapshot
@@ -26,6 +27,7 @@ _LONGEST_PATH = 16384
 _SHOWN = 200  # bytes of a path in the log
 # What opening says of a directory that is not there any more, or is something else by now.
 _MOVED_ON = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+_SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})  # it is there, and is looked at again like what is deaf
 _NOWHERE = InodeKey(0, 0)  # a directory that is not looked at
 
 # A directory that has come into the tree, and what is in it.
@@ -49,7 +51,7 @@ class Crawler:
 
     def __init__(
         self,
-        backing: Backing,
+        backing: Beneath,
         watcher: Watcher,
         stream: Stream,
         tree: Tree,
@@ -105,6 +107,11 @@ class Crawler:
             stack.extend((directory, entry) for entry, is_dir, _ in adoption.entries if is_dir)
             self._watcher.drain()
 
+    def tidy_up(self) -> None:
+        """Stop watching what was adopted early and has not come; everything that has happened has to have been told."""
+        if not self._missed:
+            self._watcher.drop_early(self._tree.by_wd.__contains__)
+
     def start_over(self) -> set[Directory]:
         """Forget what was waited for, as the stream is not told where it would have come; return where that was."""
         doubtful = set(self._missed)
@@ -141,6 +148,12 @@ class Crawler:
                 if is_it and self.is_settled(parent, name) and not parent.is_below(directory):
                     return parent, name
         return None
+
+    def is_there(self, directory: Directory, name: bytes, is_dir: bool) -> bool:
+        """Whether there is something of a name and type, and nothing that is still to be told changes that."""
+        found = self._backing.stat_beneath(directory.prefix + name)
+        self._watcher.drain()
+        return found is not None and stat.S_ISDIR(found.st_mode) == is_dir and self.is_settled(directory, name)
 
     def is_in_place(self, directory: Directory) -> bool:
         """Whether a directory was, by now, where the tree has it, so that a look has found its entries."""
@@ -185,7 +198,7 @@ class Crawler:
         if adoption is None or self.is_settled(parent, name):
             return adoption
         if adoption.wd is None or adoption.wd not in self._tree.by_wd:
-            self._watcher.adoptions[adoption.key] = adoption  # for when the stream comes to it
+            self._watcher.keep(adoption)
         return None
 
     def is_settled(self, parent: Directory, name: bytes) -> bool:
@@ -228,8 +241,9 @@ class Crawler:
         return Reached(fd, InodeKey(status.st_dev, status.st_ino))
 
     def _refuse(self, path: bytes, error: OSError) -> Reached | None:
-        found = self._backing.stat_beneath(path)
-        return self._refused(InodeKey(found.st_dev, found.st_ino), path, error.strerror) if found is not None else None
+        look = self._backing.key_unopened if error.errno in _SCARCE else self._backing.key_beneath
+        key = look(path)
+        return self._refused(key, path, error.strerror) if key is not None else None
 
     def _refused(self, key: InodeKey, path: bytes, reason: str | None) -> Reached:
         if not self._watcher.has_heard_of(key):

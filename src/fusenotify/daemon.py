@@ -12,16 +12,18 @@ import trio
 from fusenotify import mounting, process
 from fusenotify.changes import Changes
 from fusenotify.config import JournalRules, Listening, MountOptions
+from fusenotify.directories import Directories
 from fusenotify.errors import EnvironmentProblem, NotAMount
 from fusenotify.export import Export, OnReady
 from fusenotify.files import Files
 from fusenotify.listening import Listener, opened
 from fusenotify.nodes import Nodes
-from fusenotify.operations import Operations
+from fusenotify.operations import Operations, Served
 from fusenotify.passthrough import Passthrough
 from fusenotify.queuefile import QueueFiles
 from fusenotify.recorder import Recorder
 from fusenotify.rights import Rights
+from fusenotify.room import Room
 from fusenotify.session import FuseLoop
 
 log = logging.getLogger(__name__)
@@ -54,8 +56,11 @@ class Daemon:
         stack.callback(self._nodes.close)
         rights = Rights()
         self._passthrough = Passthrough(self._nodes, recorder, rights)
-        self._files = Files(self._nodes, recorder, rights, export.filesystems)
+        room = Room()
+        self._files = Files(self._nodes, recorder, rights, room)
         stack.callback(self._files.close)
+        self._directories = Directories(self._nodes, export.filesystems, room)
+        stack.callback(self._directories.close)
 
     async def run(self, listening: Listening, on_ready: OnReady) -> None:
         """Watch, mount and serve until the filesystem is unmounted or a signal asks to stop.
@@ -73,16 +78,9 @@ class Daemon:
         with ExitStack() as session:  # it outlives every task: touching one that is closed crashes the process
             async with trio.open_nursery() as nursery:
                 queues = QueueFiles(services, self._export.tree, loop, nursery.start_soon)
-                operations = Operations(
-                    self._nodes,
-                    self._passthrough,
-                    self._files,
-                    queues,
-                    loop,
-                    self._changes,
-                    self._export.filesystems,
-                    self._export.journal,
-                )
+                served = Served(self._nodes, self._passthrough, self._files, self._directories, queues)
+                export = self._export
+                operations = Operations(served, loop, self._changes, export.filesystems, export.journal)
                 pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
                 session.callback(pyfuse3.close, unmount=False)
                 nursery.start_soon(self._export.run, services, listeners)

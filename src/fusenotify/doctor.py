@@ -155,6 +155,8 @@ def _check_fanotify() -> Check:
     except EnvironmentProblem as problem:
         what, _, advice = str(problem).partition(". ")
         return Check("fanotify", True, f"{what}; inotify does as well", advice)
+    if not (has_capability(CAP_SYS_ADMIN) and has_capability(CAP_DAC_READ_SEARCH)):
+        return Check("fanotify", True, "only root may hear a whole filesystem; inotify does as well")
     return Check("fanotify", True, "can be used: who makes a change is known, and large trees need no watches")
 
 
@@ -175,7 +177,7 @@ def _check_mounts(mounts: Sequence[MountEntry]) -> Check:
     troubled = [(mount.mountpoint, trouble) for mount in mounts if (trouble := _trouble_with(mount.mountpoint))]
     if not troubled:
         return Check(
-            "mounts", True, f"{len(mounts)} fusenotify mounts, all answer" if mounts else "no fusenotify mount"
+            "mounts", True, f"fusenotify mounts that answer: {len(mounts)}" if mounts else "no fusenotify mount"
         )
     detail = "; ".join(f"{mountpoint} {trouble}" for mountpoint, trouble in troubled)
     commands = "; ".join(f"fusenotify umount --lazy {mountpoint}" for mountpoint, _ in troubled)

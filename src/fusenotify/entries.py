@@ -108,6 +108,27 @@ class Row(NamedTuple):
         )
 
 
+class Known(NamedTuple):
+    """As much of a row as a comparison needs (see `Row`)."""
+
+    name: bytes
+    id: int
+    kind: int
+    inode: int
+    size: int
+    mtime: int
+    ctime: int
+
+    def is_as(self, status: os.stat_result) -> bool:
+        """Whether an object is as it was: the time of change of one that was looked at too early equals no other."""
+        if self.ctime != status.st_ctime_ns or self.inode != _signed(status.st_ino):
+            return False
+        if self.kind == DIRECTORY:
+            return stat.S_ISDIR(status.st_mode)
+        is_file = self.kind == IS_PRESENT and not stat.S_ISDIR(status.st_mode)
+        return is_file and self.size == status.st_size and self.mtime == status.st_mtime_ns
+
+
 class Entries:
     """The rows.
 
@@ -229,12 +250,10 @@ class Entries:
         ).fetchone()
         return None if found is None else Row(*found)
 
-    def children(self, number: int) -> list[Row]:
-        """Return all rows of a directory."""
-        return [
-            Row(*found)
-            for found in self._connection.execute(f"SELECT {_COLUMNS} FROM entry WHERE parent = ?", (number,))
-        ]
+    def known_in(self, number: int) -> dict[bytes, Known]:
+        """Return what is known of everything in a directory, by name."""
+        query = "SELECT name, id, kind, inode, size, mtime, ctime FROM entry WHERE parent = ?"
+        return {row[0]: Known._make(row) for row in self._connection.execute(query, (number,))}
 
     def put(self, parent: int, name: bytes, row: Row | None, look: Look, changed: int, born: int) -> Row:
         """Write down what stands for a name since `born`, and return its row; `row` is the one there was."""

@@ -1,5 +1,6 @@
 """The errors a user of fusenotify can meet, each with what went wrong, why, and what to do."""
 
+import os
 from typing import ClassVar
 
 
@@ -55,3 +56,8 @@ class StaleHandle(FusenotifyError):
 
 class ProtocolError(FusenotifyError):
     """The other side sent what the protocol does not allow."""
+
+
+def quoted(name: bytes) -> str:
+    """Return a name or path as messages show it: in quotes, what is no printable text escaped."""
+    return repr(os.fsdecode(name))

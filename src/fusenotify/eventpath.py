@@ -9,7 +9,7 @@ from collections.abc import Callable
 from fusenotify.arrears import Arrears
 from fusenotify.arrivals import Arrivals
 from fusenotify.attention import Attention
-from fusenotify.backing import Backing
+from fusenotify.beneath import Beneath
 from fusenotify.claims import Claims
 from fusenotify.comparison import Comparison
 from fusenotify.crawler import Crawler
@@ -19,6 +19,7 @@ from fusenotify.filesystems import Filesystems
 from fusenotify.groups import MOST_PINNED, Groups
 from fusenotify.hearing import Hearing
 from fusenotify.recovery import Recovery
+from fusenotify.repair import Repair
 from fusenotify.snapshot import Snapshot
 from fusenotify.stream import Stream
 from fusenotify.telling import Teller
@@ -42,7 +43,7 @@ class EventPath:
 
     def __init__(
         self,
-        backing: Backing,
+        backing: Beneath,
         watcher: Watcher,
         filesystems: Filesystems,
         *,
@@ -69,13 +70,14 @@ class EventPath:
         self.stream = stream = Stream(watcher)
         echoes, snapshot = Echoes(), Snapshot()
         crawler = Crawler(backing, watcher, stream, self.tree, filesystems, snapshot, recursive=recursive)
-        exchanges = Exchanges(backing, stream, crawler, self.tree, echoes)
+        exchanges = Exchanges(backing, stream, crawler, self.tree, echoes, snapshot)
         claims = Claims(backing, self.tree, echoes)
         self.teller = Teller(snapshot)
         arrivals = Arrivals(crawler, self.teller, snapshot)
         self.translator = Translator(watcher, stream, crawler, exchanges, self.tree, claims, self.teller, arrivals)
-        comparison = Comparison(backing, watcher, crawler, self.tree, snapshot, self.teller, arrivals)
-        self.recovery = Recovery(watcher, stream, crawler, claims, self.translator, comparison)
+        comparison = Comparison(backing, watcher, crawler, self.tree, snapshot)
+        repair = Repair(backing, watcher, crawler, self.tree, snapshot, self.teller, arrivals)
+        self.recovery = Recovery(watcher, stream, crawler, claims, self.translator, comparison, repair)
         self.hearing = Hearing(watcher, stream, self.translator, self.recovery, crawler, claims, self.groups, on_loop)
         arrears = Arrears(backing, crawler, filesystems, self.groups, lambda: self.teller.seq)
         self.hearing.pay_arrears = arrears.pay

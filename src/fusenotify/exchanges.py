@@ -8,11 +8,12 @@ kernel holds both parents' locks throughout, so nothing else can happen in them 
 from collections.abc import Sequence
 from typing import Final
 
-from fusenotify.backing import Backing
+from fusenotify.beneath import Beneath
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import Echoes
 from fusenotify.identity import InodeKey
 from fusenotify.joiner import IN_CREATE, IN_DELETE, Item, Move, is_of_others
+from fusenotify.snapshot import Snapshot
 from fusenotify.stream import Stream
 from fusenotify.tree import Directory, Tree
 
@@ -22,12 +23,15 @@ _NEAR: Final = 32  # what other processors queue between the two halves is not m
 class Exchanges:
     """Looks for the halves, and for the evidence."""
 
-    def __init__(self, backing: Backing, stream: Stream, crawler: Crawler, tree: Tree, echoes: Echoes) -> None:
+    def __init__(
+        self, backing: Beneath, stream: Stream, crawler: Crawler, tree: Tree, echoes: Echoes, snapshot: Snapshot
+    ) -> None:
         self._backing = backing
         self._stream = stream
         self._crawler = crawler
         self._tree = tree
         self._echoes = echoes
+        self._snapshot = snapshot
 
     # --- what belongs together -------------------------------------------------------------------------------------
 
@@ -36,27 +40,25 @@ class Exchanges:
         partner = self._look_behind(items, index)[0]
         return None if partner is None or _is_made_behind(items, partner) else partner
 
-    def undecided(self, items: Sequence[Item], *, more_follows: bool) -> int:
-        """Return how many items at the end cannot be told before what follows is known.
+    def other_half(self, items: Sequence[Item], index: int) -> int | None:
+        """Return the index of the mirror image of a rename, an exchange or not; None if there is none."""
+        return self._look_behind(items, index)[0]
+
+    def is_undecided(self, items: Sequence[Item], index: int, *, more_follows: bool) -> bool:
+        """Whether a rename, which is told next, cannot be told before what follows the items is known.
 
         `more_follows` says that half a rename has come already.
         """
-        seconds: set[int | None] = set()
-        for index in range(len(items)):
-            move = items[index]
-            if not isinstance(move, Move) or index in seconds or self._is_local(move):
-                continue
-            partner, is_open = self._look_behind(items, index)
-            seconds.add(partner)
-            other = items[partner] if partner is not None else None
-            if partner is not None and isinstance(other, Move):
-                waits = self._look_behind(items, partner)[1] and self._may_be_told_more(move, other)
-            else:
-                waits = is_open and (more_follows or self._may_be_half(move) or self._came_to_a_directory(move))
-                waits = waits or self._may_be_swap(items, index)
-            if waits:
-                return len(items) - index
-        return 0
+        move = items[index]
+        assert isinstance(move, Move)
+        if self._is_local(move):
+            return False
+        partner, is_open = self._look_behind(items, index)
+        other = items[partner] if partner is not None else None
+        if partner is not None and isinstance(other, Move):
+            return self._look_behind(items, partner)[1] and self._may_be_told_more(move, other)
+        waits = is_open and (more_follows or self._may_be_half(move) or self._came_to_a_directory(move))
+        return waits or self._may_be_swap(items, index)
 
     def lacks_half(self, held: Sequence[Item]) -> bool:
         """Whether nothing but the other half of an exchange can explain what a look shows of the first item's name."""
@@ -125,8 +127,10 @@ class Exchanges:
         Of directories that are not watched nobody knows more than the names, and both are looked at again: then it
         does not matter.
         """
+        if new.announced is None and move.new_name not in self._snapshot.known(new):
+            return False  # nothing was there to come back
         if move.is_dir != mirror.is_dir or not move.is_dir:
-            return move.is_dir != mirror.is_dir or self.may_be_there(new, move.new_name)
+            return move.is_dir != mirror.is_dir or self._was_there(new, mirror)
         evidence = self._evidence(old, new, move, mirror)
         if evidence is not None:
             return evidence
@@ -166,6 +170,12 @@ class Exchanges:
         there = self._backing.stat_beneath(directory.path)
         is_there = there is not None and InodeKey(there.st_dev, there.st_ino) == directory.key
         return not (is_there and self._crawler.is_in_place(directory))
+
+    def _was_there(self, directory: Directory, mirror: Move) -> bool:
+        """Whether there may have been something at the name that a rename took something from, once it had done so."""
+        # A look shows the present, in which that may have left the name.
+        leaves = mirror.old_wd is not None and self._stream.leaves(mirror.old_wd, mirror.old_name, mirror.end)
+        return leaves or self.may_be_there(directory, mirror.old_name)
 
     def _evidence(self, old: Directory, new: Directory, move: Move, mirror: Move) -> bool | None:
         """Whether it was the other directory that moved back; None as long as nothing tells."""

@@ -22,16 +22,17 @@ from fusenotify.filesystems import Filesystems
 from fusenotify.handles import Sealer
 from fusenotify.identification import Identifier
 from fusenotify.inodes import FIRST_SYNTHETIC, InodeTable
+from fusenotify.intake import Intake
 from fusenotify.journal import Journal
 from fusenotify.listening import Listener, opened
 from fusenotify.locator import Locator
 from fusenotify.peer import Services
 from fusenotify.recall import Answers, Recalls
-from fusenotify.recovery import topmost
 from fusenotify.root import Root
 from fusenotify.server import Server
 from fusenotify.status import MOST_DEAF_PATHS, MOST_QUEUES, Histogram, Latency, Replays, Status
 from fusenotify.store import Store
+from fusenotify.tree import topmost
 from fusenotify.watchers import choosing
 from fusenotify.whereabouts import Whereabouts
 
@@ -145,6 +146,7 @@ class Export:
         """Return what clients can ask for; `quiet` waits for the requests of the mount, if there is one."""
         return Services(
             groups=self.groups,
+            intake=Intake(),
             locator=self._locator,
             journal=self.journal,
             answers=self._answers,

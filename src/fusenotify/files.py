@@ -1,12 +1,10 @@
-"""The operations on open files and directories."""
+"""The operations on open files."""
 
 import contextlib
 import errno
 import fcntl
 import os
-import resource
 import stat
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -18,26 +16,17 @@ from fusenotify._linux import proc_path
 from fusenotify.appending import Ends
 from fusenotify.attributes import entry_of
 from fusenotify.callers import process_of
-from fusenotify.config import QUEUE_DIRECTORY
 from fusenotify.echoes import Expectation, Name, opened_by_us
-from fusenotify.filesystems import Filesystems
 from fusenotify.identity import InodeKey
-from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID, Node
-from fusenotify.listing import Listing
+from fusenotify.inodes import Node
 from fusenotify.nodes import Nodes
 from fusenotify.passthrough import Context
 from fusenotify.recorder import Recorder
 from fusenotify.rights import Rights
+from fusenotify.room import Room
 
-_HIDDEN: Final = QUEUE_DIRECTORY.encode()
 # What a caller's open flags mean to the mount alone, or would ask aligned buffers of the daemon.
 _NOT_PASSED_ON: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_DIRECT | os.O_TRUNC
-
-# For the daemon's own work: looking names up, watching directories, clients, what is kept between operations.
-_RESERVED_DESCRIPTORS: Final = 256
-
-# What looking up the place of a dead or forbidden mount says.
-_UNREACHABLE: Final = frozenset({errno.ENOTCONN, errno.ELOOP, errno.ESTALE, errno.EHOSTDOWN})
 
 
 @dataclass(slots=True)
@@ -53,53 +42,20 @@ class OpenFile:
     gid: int
 
 
-@dataclass(slots=True)
-class OpenDirectory:
-    """A directory being listed."""
-
-    fd: int
-    node: Node
-    uid: int
-    listing: Listing
-
-
 class Files:
-    """What is open on the backing tree on behalf of programs on the mount. A handle is the number of our descriptor."""
+    """The files that programs on the mount have open. A handle is the number of our descriptor."""
 
-    def __init__(self, nodes: Nodes, recorder: Recorder, rights: Rights, filesystems: Filesystems) -> None:
+    def __init__(self, nodes: Nodes, recorder: Recorder, rights: Rights, room: Room) -> None:
         self._nodes = nodes
         self._recorder = recorder
         self._rights = rights
-        self._filesystems = filesystems
+        self._room = room
         self._files: dict[int, OpenFile] = {}
-        self._directories: dict[int, OpenDirectory] = {}
-        self._opened_by: Counter[int] = Counter()
-        self._most_open = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVED_DESCRIPTORS, 64)
-        self._nowhere = FIRST_VIRTUAL  # numbers below it are of no node
-
-    def __len__(self) -> int:
-        return len(self._files) + len(self._directories)
 
     def close(self) -> None:
         """Close everything, after the filesystem is unmounted."""
-        for fd in (*self._files, *self._directories):
+        for fd in self._files:
             os.close(fd)
-
-    def check_room(self, uid: int) -> None:
-        """Leave descriptors for the daemon itself, which hears and serves others with them, and for other users.
-
-        Raises:
-            OSError: ENFILE, when a user has half of what there is, or all together have all of it.
-        """
-        if len(self) >= self._most_open or (uid != 0 and self._opened_by[uid] * 2 >= self._most_open):
-            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
-
-    def _gone(self, uid: int) -> None:
-        self._opened_by[uid] -= 1
-        if not self._opened_by[uid]:
-            del self._opened_by[uid]
-
-    # --- files -------------------------------------------------------------------------------------------------------
 
     def open(self, nodeid: int, flags: int, ctx: Context) -> pyfuse3.FileInfo:
         """Open a file, without waiting for the holder of a lease, who may be waiting for us.
@@ -107,7 +63,7 @@ class Files:
         Raises:
             BlockingIOError: there is one.
         """
-        self.check_room(ctx.uid)
+        self._room.check(ctx.uid)
         node = self._nodes.table.get(nodeid)
         with self._opening(node, ctx):
             fd = node.reference.acquire(_passed_on(flags))
@@ -146,7 +102,7 @@ class Files:
         self, parent_nodeid: int, name: bytes, mode: int, flags: int, ctx: Context
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         """Make a file and open it; one that has been made behind the mount meanwhile is opened, as open(2) does."""
-        self.check_room(ctx.uid)
+        self._room.check(ctx.uid)
         parent = self._nodes.table.get(parent_nodeid)
         try:
             fd = self._make(parent, name, mode, flags, ctx)
@@ -203,7 +159,7 @@ class Files:
             node.ends = node.ends or Ends(os.fstat(fd).st_size)
             node.ends.openers += 1
         pid = process_of(ctx.pid) if writable or self._recorder.is_asked_for(events.USES) else None
-        self._opened_by[ctx.uid] += 1
+        self._room.take(ctx.uid)
         self._files[fd] = OpenFile(fd, node, writable, appends, pid, ctx.uid, ctx.gid)
         # Without invalidation the page cache must not outlive the open.
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fd), keep_cache=False)
@@ -252,16 +208,16 @@ class Files:
         return memoryview(buffer)[:count]
 
     def device_of(self, fh: int) -> int:
-        """Return the device number of the filesystem of an open file or directory."""
-        return (self._files.get(fh) or self._directories[fh]).node.key.device
+        """Return the device number of the filesystem of an open file."""
+        return self._files[fh].node.key.device
 
     def directory_of(self, fh: int) -> int:
         """Return the inode number of the directory that an open file was last seen in."""
         return self._files[fh].node.directory.number
 
     def user_of(self, fh: int) -> int:
-        """Return who has opened a file or directory."""
-        return (self._files.get(fh) or self._directories[fh]).uid
+        """Return who has opened a file."""
+        return self._files[fh].uid
 
     def is_writable(self, fh: int) -> bool:
         """Return whether a file was opened for writing."""
@@ -290,13 +246,13 @@ class Files:
         os.close(os.dup(fh))
 
     def sync(self, fh: int, datasync: bool) -> None:
-        """Make a file or directory durable. Slow: for a thread."""
+        """Make a file durable. Slow: for a thread."""
         (os.fdatasync if datasync else os.fsync)(fh)
 
     def release(self, fh: int) -> None:
         """Close a file."""
         file = self._files.pop(fh)
-        self._gone(file.uid)
+        self._room.give_back(file.uid)
         file.node.reference.take_back(fh)
         if file.appends and file.node.ends:
             file.node.ends.openers -= 1
@@ -310,85 +266,6 @@ class Files:
             expectations.clear()
         with self._recorder.operation(expectations, file.pid, file.uid):
             os.close(fh)
-
-    # --- directories -------------------------------------------------------------------------------------------------
-
-    def opendir(self, nodeid: int, uid: int) -> pyfuse3.FileHandleT:
-        """Open a directory for listing."""
-        self.check_room(uid)
-        node = self._nodes.table.get(nodeid)
-        fd = os.open(proc_path(self._nodes.directory_fd(node)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        node.reference.lend(fd)
-        self._opened_by[uid] += 1
-        self._directories[fd] = OpenDirectory(fd, node, uid, Listing(fd))
-        return pyfuse3.FileHandleT(fd)
-
-    def readdir(self, fh: int, offset: int, token: pyfuse3.ReaddirToken) -> None:
-        """Answer with the entries behind `offset` that fit, each of them a lookup as well."""
-        directory = self._directories[fh]
-        has_entries = False
-        for name, end, number, _ in directory.listing.entries(offset):
-            try:
-                listed = self._look_up(directory, name, number)
-            except OSError:
-                # Nobody would take back the lookups of an answer that is an error: the next one begins with it.
-                if has_entries:
-                    return
-                raise
-            if listed is None:
-                continue
-            entry, node = listed
-            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), entry, end):
-                if node is not None:
-                    self._nodes.forget([(node.nodeid, 1)])
-                return
-            has_entries = True
-
-    def _look_up(
-        self, directory: OpenDirectory, name: bytes, number: int
-    ) -> tuple[pyfuse3.EntryAttributes, Node | None] | None:
-        """Return what is listed of a name, and the node that a lookup was counted for; None if it is not listed."""
-        if name in (b".", b".."):
-            return _dot(directory.node.key.number if directory.node.nodeid == ROOT_NODEID else number), None
-        if name == _HIDDEN:
-            return None
-        if name in self._filesystems.doors and not all(map(self._filesystems.answers, self._filesystems.doors[name])):
-            return self._unreachable(), None
-        try:
-            found = self._nodes.backing.find(directory.fd, name)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno not in _UNREACHABLE:
-                raise
-            return self._unreachable(), None
-        with contextlib.closing(found):
-            node = self._nodes.remember(directory.node, name, found)
-            return entry_of(node, found.stat), node
-
-    def _unreachable(self) -> pyfuse3.EntryAttributes:
-        """Return what is listed of a name behind which a mount is dead, or may be silent: looking it up says more."""
-        self._nowhere -= 1
-        entry = pyfuse3.EntryAttributes()
-        entry.st_ino = pyfuse3.InodeT(self._nowhere)  # of no node, so that every use of it is ESTALE
-        entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR)
-        entry.entry_timeout = entry.attr_timeout = 0
-        return entry
-
-    def releasedir(self, fh: int) -> None:
-        """Close a directory."""
-        directory = self._directories.pop(fh)
-        self._gone(directory.uid)
-        directory.node.reference.take_back(fh)
-        os.close(fh)
-
-
-def _dot(number: int) -> pyfuse3.EntryAttributes:
-    """Return what is listed of `.` and `..`, of which the kernel takes no more than type and number."""
-    entry = pyfuse3.EntryAttributes()
-    entry.st_ino = pyfuse3.InodeT(number)
-    entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR)
-    return entry
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from fusenotify.naming import Anonymous, Identifies, named
 from fusenotify.news import News
 from fusenotify.pinned import NOTHING, Sighting
 from fusenotify.protocol import INODE
-from fusenotify.queue import Queue
+from fusenotify.queue import End, Queue
 from fusenotify.selection import Selected, Selector
 from fusenotify.tree import Directory, Tree
 
@@ -112,8 +112,11 @@ class Group:
         Raises:
             LimitReached: so it is.
         """
-        if number not in self._index and len(self._index) >= MOST_MARKS:
-            raise LimitReached(f"a group can have {MOST_MARKS} marks; one mark on a directory above covers them all")
+        if number not in self._index and self._weight >= MOST_MARKS:
+            raise LimitReached(
+                f"a group can have {MOST_MARKS} marks, ended ones included whose `ignored` was not read, and less if "
+                "they name many users; one mark on a directory above covers them all"
+            )
 
     def remove(self, number: int) -> None:
         """Remove a mark, and what waits for it."""
@@ -134,9 +137,17 @@ class Group:
         only = next(iter(self._index)) if len(self._index) == 1 else None
         whole = only is not None and only.takes_everything and self.base.is_root
         self._undivided = only.number if whole and only is not None else None
-        self._usage.marks += len(self._index) - self._counted
-        self._counted = len(self._index)
+        self._count_marks()
         self.on_marks()
+
+    def _count_marks(self) -> None:
+        """Take note of how many marks there are, and of those that have ended and whose end nobody has read."""
+        self._usage.marks += self._weight - self._counted
+        self._counted = self._weight
+
+    @property
+    def _weight(self) -> int:
+        return self._index.weight + self.queue.ends
 
     def end(self, place: Place, path: bytes | None, cause: EventRecord) -> None:
         """End the marks on an object that has left the tree, whose last path is given, and tell of it."""
@@ -153,7 +164,7 @@ class Group:
                 ))
                 for kind in (*kinds, events.IGNORED)
             ]  # fmt: skip
-            self.queue.push(mark.number, Batch(ends), always=True)
+            self.queue.push(mark.number, End(ends))
             self._index.pop(mark.number)
         if marks:
             self._note_marks()
@@ -229,7 +240,8 @@ class Group:
         for number in recalling:
             if number in self._index:
                 record = EventRecord(seq, time_ns, events.LIVE, RECOVERED, None)
-                self.queue.push(number, Batch([self._placed(record)]), always=True)
+                self.queue.push(number, End([self._placed(record)]))
+        self._count_marks()
 
     def mark_of(self, number: int) -> Mark | None:
         """Return the mark of a number, None if there is none."""
@@ -238,9 +250,11 @@ class Group:
     def mark_over(self, path: bytes, preferred: int, *, below: bool = False) -> int | None:
         """Return the number of the mark by which the group is told of a path of the tree, if there is any.
 
-        A mark on the very object will not do where it is about what is `below` as well.
+        That is one that shares with no other, if possible, as what is told here is told once. A mark on the very object
+        will not do where it is about what is `below` as well.
         """
         covering = self._covering(path)
+        covering = [mark for mark in covering if not mark.shared] or covering
         mark = self._index.get(preferred)
         if mark is not None and (mark in covering or (not below and mark.scope == INODE and _is_at(mark.place, path))):
             return mark.number
@@ -310,10 +324,11 @@ class Group:
     def defer(self, debt: Debt, count: int) -> bool:
         """Put a debt off if there is no room for so many events, or others are missed; return whether it is.
 
-        What a queue could never hold is told as far as it goes.
+        What a queue could never hold is told as far as it goes. What follows waits too: a directory comes before what
+        is in it.
         """
         has_room = len(self.queue) + count <= self.queue.limit or not len(self.queue)
-        if has_room and self.lag.doubt is None:
+        if has_room and self.lag.doubt is None and not self._deferred:
             return False
         self._deferred.append(debt)
         return True
@@ -324,7 +339,8 @@ class Group:
         self._owing -= 1
 
     def note_room(self) -> None:
-        """Have debts paid that were put off, once half of the queue has been read."""
+        """Take note that something has been read; debts that were put off are paid once that is half of the queue."""
+        self._count_marks()
         if self._deferred and self.lag.doubt is None and len(self.queue) * 2 <= self.queue.limit:
             self._debts.extend(self._deferred)
             self._deferred.clear()

@@ -1,12 +1,11 @@
 """Who listens: every group, what is marked, and the fan-out of events."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from fusenotify import events
-from fusenotify.errors import LimitReached, NotPermitted, UsageError
+from fusenotify.errors import LimitReached, NotPermitted, UsageError, quoted
 from fusenotify.events import ALWAYS, OVERFLOW, UNMOUNT, USES, EventRecord
 from fusenotify.fanout import Fanout
 from fusenotify.group import MOST_MARKS, Debt, Group
@@ -91,16 +90,12 @@ class Groups:
         self.fanout.add(group)
         return group
 
-    def expect_handles(self) -> None:
-        """Begin to take note of what handles of events take; a mark that wants them comes soon."""
-        self.identifier.expect()
-
     def close(self, group: Group) -> None:
         """Remove a group and forget what it has not read."""
         if self._groups.pop(group, self) is self:
             return
-        group.remove_all()
         self.fanout.remove(group)
+        group.remove_all()
         self.fanout.ledger.close_group(self.fanout.ledger.of(group.uid))
 
     def publish(self, records: list[EventRecord]) -> None:
@@ -116,7 +111,10 @@ class Groups:
             return
         told = records[:-1] if last.kind == UNMOUNT else records
         if told:
-            self.fanout.publish(self._news_of(told))
+            news = self._news_of(told)
+            self.fanout.publish(news)
+            # Who has fallen behind is not told of events, but of the end of a mark all the same.
+            self._end_files(one for sighting in news.sightings for one in sighting.ended if one.file in self._places)
         if last.kind == UNMOUNT:
             self.fanout.end(last)
 
@@ -235,7 +233,7 @@ class Groups:
                 return False
             place = directory
         elif request.scope != INODE:
-            raise UsageError(f"{os.fsdecode(request.path)} is no directory of the tree; files have the scope {INODE}")
+            raise UsageError(f"{quoted(request.path)} is no directory of the tree; files have the scope {INODE}")
         group.check_room(request.mark)
         if directory is None and request.scope == INODE:
             above, _, name = path.rpartition(b"/")
@@ -247,7 +245,7 @@ class Groups:
         group.add(
             Mark(
                 request.mark, place, request.scope, request.kinds | ALWAYS, request.origins, request.exclude_pid, uids,
-                request.oneshot, request.handles,
+                request.oneshot, request.handles, request.shared,
             )
         )  # fmt: skip
         return True

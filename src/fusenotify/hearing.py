@@ -17,7 +17,7 @@ from fusenotify.claims import Claims
 from fusenotify.crawler import Crawler
 from fusenotify.echoes import LocalOperation
 from fusenotify.events import EventRecord
-from fusenotify.group import Debt
+from fusenotify.group import Debt, Group
 from fusenotify.groups import Groups
 from fusenotify.joiner import Item, Joiner
 from fusenotify.recovery import Recovery
@@ -216,7 +216,7 @@ class Hearing:
 
     @property
     def _unsettled(self) -> bool:
-        return bool(self._claims or self._joiner.waiting or self._held)
+        return bool(self._claims or self._joiner.waiting or self._held or self._translator.doubtful)
 
     async def _listen(self) -> None:
         while True:
@@ -244,9 +244,12 @@ class Hearing:
             await self.attend()
             await self._pay_debts()
             if not self._stream.has_unread:  # though positions may have grown, by what does not concern the tree
+                await self._look_again()
                 self._finish(position)
                 has_told = await self._pay_arrears()
                 if not has_told and not self._groups.debts and not await self._see():
+                    if self._is_quiet():
+                        self._crawler.tidy_up()
                     return
 
     async def _await_partner(self) -> None:
@@ -270,50 +273,59 @@ class Hearing:
         if flushed:
             await self._pass_on(flushed)
         elif not self._joiner.waiting and not self._stream.has_unread and self._has_waited_enough():
-            held, self._held = self._held, []
-            end = self._claims.until_known(held)
-            self._held = held[end:]
-            await self._translate(held[:end])
+            end = self._claims.until_known(self._held)
+            await self._translate(self._held[:end])
+            self._held = self._held[end:]
 
     def _has_waited_enough(self) -> bool:
         return anyio.current_time() >= self._held_until or not self._exchanges.lacks_half(self._held)
 
     async def _pass_on(self, items: list[Item]) -> None:
         """Translate items but for the renames at their end that what follows may show in another light."""
-        held, self._held = self._held, []
-        items = held + items
-        end = len(items) - self._exchanges.undecided(items, more_follows=self._joiner.waiting)
-        end = min(end, self._claims.until_known(items))
-        if end < len(items):
-            self._held = items[end:]
+        self._held += items
+        end = self._claims.until_known(self._held)
+        undecided = await self._translate(self._held[:end], more_follows=self._joiner.waiting)
+        self._held = undecided + self._held[end:]
+        if self._held:
             self._held_until = anyio.current_time() + _HALF_TIMEOUT
             if not self._joiner.waiting:
                 self._patience = None  # what was waited for before has come
-        await self._translate(items[:end])
 
-    async def _translate(self, items: list[Item]) -> None:
-        for records in self._translator.translate(items, time.time_ns()):
+    async def _translate(self, items: list[Item], *, more_follows: bool | None = None) -> list[Item]:
+        """Tell of items, as `Translator.translate` does; return those that it has left."""
+        for records in self._translator.translate(items, time.time_ns(), more_follows=more_follows):
             self._publish(records)
             await self._take_turns()
+        return self._translator.undecided
 
     async def _pay_debts(self) -> None:
         """Tell groups what is in directories that they are owed, directory by directory, as far as they have room."""
         debts = self._groups.debts
         unpaid: list[Debt] = []
+        waiting: set[Group] = set()  # a directory comes before what is in it, so nobody's later debts are paid first
         while debts:
             debt = debts.popleft()
+            if debt.group in waiting:
+                unpaid.append(debt)
+                continue
             entries = None if debt.directory.gone else self._crawler.entries_of(debt.directory)
             # What was just seen is the present, and what is still to be told is told as of the past.
             is_early = self._has_untold or entries is None
             if is_early and not debt.directory.gone and debt.tries < _MOST_TRIES:
                 debt.tries += 1
                 unpaid.append(debt)
+                waiting.add(debt.group)
             elif entries is None:
                 debt.group.write_off(debt)
             elif not debt.group.defer(debt, len(entries)):
                 debt.group.pay(debt, entries)
                 await self._take_turns()
         debts.extend(unpaid)
+
+    async def _look_again(self) -> None:
+        for records in self._translator.look_again(time.time_ns()):
+            self._publish(records)
+            await self._take_turns()
 
     async def _see(self) -> bool:
         """Look at what has been told, in case it has to be recovered later; return whether there is more to tell."""
@@ -347,6 +359,7 @@ class Hearing:
         self._processed = position
         self._watcher.told(position)
         self._stream.told(position)
-        for entry in [entry for entry in self._waiters if entry[0] <= position and not self._groups.debts]:
+        is_open = bool(self._groups.debts or self._translator.doubtful)
+        for entry in [entry for entry in self._waiters if entry[0] <= position and not is_open]:
             self._waiters.remove(entry)
             entry[1].set()

@@ -40,10 +40,6 @@ class Identifier:
         # By entry; of a directory in the tree, by itself and no name.
         self._known: OrderedDict[Entry, str] = OrderedDict()
 
-    def expect(self) -> None:
-        """Begin to take note of what `identify` needs to know of events that have not been told yet."""
-        self._stream.notes_names = True
-
     def identify(self, records: Sequence[EventRecord]) -> list[Identified]:
         """Return the handles of the objects of events and of their directories, the tree being as it is for them."""
         left = _last_left(records)

@@ -14,14 +14,14 @@ from typing import Final, NamedTuple
 
 from fusenotify import _linux
 from fusenotify.backing import Backing
-from fusenotify.entries import IS_PRESENT, ROOT_ID, Entries, Look, Row, look_of
+from fusenotify.entries import DIRECTORY, IS_PRESENT, ROOT_ID, Entries, Look, look_of
 
 _DIRECTORIES_AT_ONCE: Final = 256
 _ENTRIES_AT_ONCE: Final = 4096  # looked at between two transactions, and a directory more
 _SLICE: Final = 0.05  # seconds, likewise
 _MOST_TRIES: Final = 20
 
-Listing = dict[bytes, Look]
+Listing = tuple[int, dict[bytes, os.stat_result]]  # when it began, nanoseconds since 1970; what there was
 
 
 class Directory(NamedTuple):
@@ -34,8 +34,8 @@ class Directory(NamedTuple):
     tries: int
 
 
-# A directory, a name in it, the row, and what is there.
-Difference = tuple[Directory, bytes, Row | None, Look | None]
+# A directory, a name in it, and what is there.
+Difference = tuple[Directory, bytes, Look | None]
 
 
 class Inventory:
@@ -135,7 +135,7 @@ class Inventory:
                 self._again.append(directory)
             else:
                 seen.append((directory, listing))
-                count += len(listing) + 1
+                count += len(listing[1]) + 1
         self.compared += count
         return seen
 
@@ -152,36 +152,32 @@ class Inventory:
                 # What was found is durable before anybody is promised that it was: also what was made behind our back.
                 _linux.syncfs(fd)
                 self._devices.add(status.st_dev)
-            return dict(_looks(fd))
+            return _listed(fd)
         finally:
             os.close(fd)
 
     # --- comparing ---------------------------------------------------------------------------------------------------
 
-    def differences(
-        self, seen: list[tuple[Directory, Listing]]
-    ) -> list[tuple[Directory, bytes, Row | None, Look | None]]:
+    def differences(self, seen: list[tuple[Directory, Listing]]) -> list[Difference]:
         """Return what is not as it was; only rows are read."""
         found: list[Difference] = []
-        for directory, listing in seen:
-            rows = {row.name: row for row in self._entries.children(directory.id)}
+        for directory, (began, listing) in seen:
+            rows = self._entries.known_in(directory.id)
             is_doubtful = bool(self._doubtful) and self._inode_of(directory) in self._doubtful
-            for name, look in listing.items():
-                row = rows.get(name)
-                if row is None or is_doubtful or not row.is_as(look):
-                    found.append((directory, name, row, look))
-                elif look.is_dir and self._goes_down:
-                    self._push(directory, name, row.id, look)
-            found += [
-                (directory, name, row, None)
-                for name, row in rows.items()
-                if name not in listing and (row.kind & IS_PRESENT or is_doubtful)
-            ]
+            for name, status in listing.items():
+                known = rows.get(name)
+                if known is None or is_doubtful or not known.is_as(status):
+                    found.append((directory, name, look_of(status, began)))
+                elif self._goes_down and known.kind == DIRECTORY:
+                    self._push(directory, name, known.id, look_of(status, began))
+            for name, known in rows.items():
+                if name not in listing and (known.kind & IS_PRESENT or is_doubtful):
+                    found.append((directory, name, None))
         return found
 
     def looks(self, differences: list[Difference]) -> Iterator[tuple[bytes, Look]]:
         """Yield the path and the look of everything that differs and is there."""
-        for directory, name, _, look in differences:
+        for directory, name, look in differences:
             if look is not None:
                 yield (name if directory.path == b"." else directory.path + b"/" + name), look
 
@@ -190,8 +186,8 @@ class Inventory:
 
         It counts as changed at the position of this comparison, but never earlier than what events have told of it.
         """
-        for directory, name, known, look in differences:
-            row = known
+        for directory, name, look in differences:
+            row = self._entries.find(directory.id, name)
             position = self._position if row is None else max(self._position, row.changed)
             if look is None:
                 assert row is not None
@@ -217,9 +213,11 @@ class Inventory:
         return None if status is None else look_of(status, 0).inode
 
 
-def _looks(fd: int) -> Iterator[tuple[bytes, Look]]:
+def _listed(fd: int) -> Listing:
     began = time.time_ns()
+    listing: dict[bytes, os.stat_result] = {}
     with os.scandir(fd) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):
-                yield os.fsencode(entry.name), look_of(entry.stat(follow_symlinks=False), began)
+                listing[entry.name.encode(errors="surrogateescape")] = entry.stat(follow_symlinks=False)
+    return began, listing

@@ -7,6 +7,7 @@ has passed.
 """
 
 import struct
+from collections import deque
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -120,6 +121,7 @@ class Joiner:
         self._held: list[Item] = []  # begins with a lone first half, unless it is empty
         self._waiting: dict[int, int] = {}  # cookie of a lone first half -> its number in the stream of items
         self._first = 0  # the number of what _held begins with
+        self._last_moves: deque[Move] = deque(maxlen=3)
 
     @property
     def waiting(self) -> bool:
@@ -146,14 +148,28 @@ class Joiner:
                 self._second_half(event, ready)
             if len(self._held) > _PATIENCE:
                 self._give_up_oldest(ready)
-        return ready
+        return [self._doubted(item) for item in ready]
 
     def flush(self, before: int | None = None) -> list[Item]:
         """Give up waiting: every lone first half (that stands before a position) becomes a move out of the tree."""
         ready: list[Item] = []
         while self._waiting and (before is None or self._held[0][0] < before):
             self._give_up_oldest(ready)
-        return ready
+        return [self._doubted(item) for item in ready]
+
+    def _doubted(self, item: Item) -> Item:
+        """Return an item that is told next; in place of the second half of an exchange whose first is lost, that loss.
+
+        Of an exchange with a place outside the kernel tells that something came to a name and something left it. If the
+        name is exchanged again, with one in the tree, the next event is equal to the last one but for its cookie, which
+        does not keep the kernel from merging them while they are unread. So what came there seems to come from outside.
+        """
+        if isinstance(item, Move):
+            last = tuple(self._last_moves)
+            self._last_moves.append(item)
+            if len(last) == 3 and _has_lost_half(*last, item):
+                return item.position, -1, IN_Q_OVERFLOW, 0, b"", None
+        return item
 
     def _second_half(self, event: RawEvent, ready: list[Item]) -> None:
         is_dir = bool(event[2] & IN_ISDIR)
@@ -183,6 +199,17 @@ class Joiner:
         ready += self._held[:count]
         del self._held[:count]
         self._first += count
+
+
+def _has_lost_half(came: Move, left: Move, came_there: Move, back: Move) -> bool:
+    """Whether four renames may be an exchange with a place outside and one with a place in the tree."""
+    name, other = (left.old_wd, left.old_name), (back.old_wd, back.old_name)
+    return (
+        came.old_wd is left.new_wd is came_there.old_wd is None
+        and (came.new_wd, came.new_name) == name == (back.new_wd, back.new_name)
+        and (came_there.new_wd, came_there.new_name) == other
+        and left.is_dir == came_there.is_dir
+    )
 
 
 def _out(first: RawEvent) -> Move:

@@ -1,6 +1,7 @@
 """The sockets that a daemon listens on, and how each kind finds out who has connected."""
 
 import contextlib
+import errno
 import os
 import socket
 import ssl
@@ -22,6 +23,7 @@ _BACKLOG: Final = 64
 _PEERCRED: Final = struct.Struct("iII")
 _HANDSHAKE: Final = 10.0  # seconds that a client gets to prove who it is
 _MOST_HALF_OPEN: Final = 64  # connections of clients that have not done so
+_LONGEST_SOCKET_PATH: Final = 107  # bytes, of sun_path without the zero at its end
 _PARTING: Final = 1.0  # seconds that a client which is refused gets to hear why
 
 
@@ -135,10 +137,22 @@ async def opened(listening: Listening) -> AsyncIterator[list[Listener]]:
             try:
                 listener = await _listen(address, listening.tls)
             except OSError as error:
-                raise EnvironmentProblem(f"cannot listen on {address}: {error.strerror or error}") from error
+                raise EnvironmentProblem(f"cannot listen on {address}: {_why_not(address, error)}") from error
             stack.push_async_callback(listener.aclose)
             listeners.append(listener)
         yield listeners
+
+
+def _why_not(address: Address, error: OSError) -> str:
+    """Say why an address cannot be listened on, and what to do."""
+    why = error.strerror or str(error)
+    if isinstance(address, TlsAddress):
+        return f"{why}. Take another port" if error.errno == errno.EADDRINUSE else why
+    if error.errno is None:  # what Python itself refuses
+        return f"{why}: it has {len(os.fsencode(address.path))} bytes, and {_LONGEST_SOCKET_PATH} are possible"
+    if error.errno == errno.EADDRINUSE:
+        return f"{why}: another daemon listens there, or a file of that name is in the way. Take another path"
+    return f"{why}. Its directory has to exist, and to be writable for this user"
 
 
 async def _listen(address: Address, tls: ssl.SSLContext | None) -> Listener:

@@ -6,18 +6,20 @@ Both with the rights of the client: what its user cannot reach, it does not lear
 import contextlib
 import errno
 import functools
+import stat
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-import trio
+import anyio
 
 from fusenotify.backing import Backing, Found, as_user, find_readable
 from fusenotify.callers import Credentials
 from fusenotify.config import QUEUE_DIRECTORY
-from fusenotify.errors import NotPermitted, StaleHandle, UsageError
+from fusenotify.errors import NotPermitted, StaleHandle, UsageError, quoted
 from fusenotify.handles import Sealer
 from fusenotify.identity import Identity, InodeKey
 from fusenotify.inodes import InodeTable, synthetic_nodeid
+from fusenotify.threads import run_abandonable
 from fusenotify.tree import Directory, Tree
 from fusenotify.whereabouts import Whereabouts
 
@@ -39,10 +41,10 @@ class Locator:
         self._tree = tree
         self._whereabouts = whereabouts
         self._sealer = sealer
-        self._limiters: dict[int, trio.CapacityLimiter] = {}
+        self._limiters: dict[int, anyio.CapacityLimiter] = {}
 
-    async def lookup(self, base: Directory, path: bytes, user: Credentials) -> str:
-        """Return the handle of what is at a path below `base`.
+    async def lookup(self, base: Directory, path: bytes, user: Credentials) -> tuple[str, bool]:
+        """Return the handle of what is at a path below `base`, and whether it is a directory.
 
         Args:
             base: a directory of the tree.
@@ -54,14 +56,15 @@ class Locator:
             NotPermitted: the user cannot reach it.
         """
         if path.startswith(b"/") or {b"..", QUEUE_DIRECTORY.encode()} & set(path.split(b"/")):
-            raise UsageError(f"{path!r} is no path of an object of the tree")
+            raise UsageError(f"{quoted(path)} is no path of an object of the tree")
         try:
             with contextlib.closing(await self._find(base.prefix + path if path != b"." else base.path, user)) as found:
-                return self._sealer.seal(found.identity, found.key.number)
+                handle = self._sealer.seal(found.identity, found.key.number)
+                return handle, stat.S_ISDIR(found.stat.st_mode)
         except PermissionError as error:
-            raise NotPermitted(f"user {user.uid} cannot reach {path!r}: {error.strerror}") from error
+            raise NotPermitted(f"user {user.uid} cannot reach {quoted(path)}: {error.strerror}") from error
         except OSError as error:
-            raise UsageError(f"there is no {path!r} in the tree: {error.strerror}") from error
+            raise UsageError(f"there is no {quoted(path)} in the tree: {error.strerror}") from error
 
     async def locate(self, base: Directory, handle: str, user: Credentials) -> bytes:
         """Return the path below `base` at which the object of a handle is now.
@@ -94,15 +97,19 @@ class Locator:
             if root.identity == identity:
                 return b"."
         nodeids = [number, synthetic_nodeid(identity)]
-        place = functools.partial(self._whereabouts.place, identity, number, nodeids, self._guesses(identity, number))
+        guesses = self._guesses(identity, number)
+
+        def place() -> bytes:
+            placed = self._whereabouts.place(identity, number, nodeids, guesses)
+            placed.found.close()
+            return placed.path
+
         try:
-            found = await self._in_thread(user, place)
+            return await self._in_thread(user, place, lambda _: None)
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
             raise StaleHandle(_GONE) from error
-        found.found.close()
-        return found.path
 
     def _guesses(self, identity: Identity, number: int) -> list[bytes]:
         """Return where the object was seen last, as a node or as a watched directory."""
@@ -118,16 +125,16 @@ class Locator:
 
     async def find_readable(self, path: bytes, user: Credentials) -> Found:
         """Look up what a user may read at a path; see `backing.find_readable`."""
-        return await self._in_thread(user, functools.partial(find_readable, self._backing, path, *user))
+        return await self._in_thread(user, functools.partial(find_readable, self._backing, path, *user), Found.close)
 
     async def _find(self, path: bytes, user: Credentials) -> Found:
         def find() -> Found:
             with as_user(*user):
                 return self._backing.find_beneath(path)
 
-        return await self._in_thread(user, find)
+        return await self._in_thread(user, find, Found.close)
 
-    async def _in_thread(self, user: Credentials, work: Callable[[], T]) -> T:
+    async def _in_thread(self, user: Credentials, work: Callable[[], T], close: Callable[[T], None]) -> T:
         """Look at the tree, parts of which may be silent: it is left behind when the client goes or the daemon ends."""
-        limiter = self._limiters.setdefault(user.uid, trio.CapacityLimiter(_THREADS))
-        return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)
+        limiter = self._limiters.setdefault(user.uid, anyio.CapacityLimiter(_THREADS))
+        return await run_abandonable(work, close, limiter)

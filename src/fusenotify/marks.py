@@ -14,6 +14,7 @@ from fusenotify.pinned import PinnedFile, PinnedFiles
 from fusenotify.protocol import DIR, FILESYSTEM, INODE, LOCAL_ORIGIN, REMOTE_ORIGIN, SUBTREE
 from fusenotify.tree import ROOT_PATH, Directory, Tree
 
+_USERS_OF_A_MARK: Final = 64  # so many users that marks name take the memory, and count as much, as another mark
 ANY_ORIGIN: Final = LOCAL_ORIGIN | REMOTE_ORIGIN
 
 # What a mark is on. A directory is an object of the tree, a file is known by its descriptor: either is followed.
@@ -34,6 +35,7 @@ class Mark:
         uids: the users whose changes are of interest; None for everybody's.
         oneshot: whether it ends with the first event.
         handles: whether events carry handles.
+        shared: whether what it takes is also for the next mark that wants it.
         order: of two marks that want an event, the one with the lower number gets it.
     """
 
@@ -46,6 +48,7 @@ class Mark:
     uids: frozenset[int] | None
     oneshot: bool = False
     handles: bool = False
+    shared: bool = False
     order: int = 0
 
     def wants(self, record: EventRecord) -> bool:
@@ -131,7 +134,13 @@ class MarkIndex:
         self._marks: dict[int, Mark] = {}
         self._on: dict[Place | None, list[Mark]] = {}  # None: everywhere
         self._added = 0
+        self._users = 0  # that are named
         self.handles = 0
+
+    @property
+    def weight(self) -> int:
+        """How many marks there are, those counted for more that name many users."""
+        return len(self._marks) + self._users // _USERS_OF_A_MARK
 
     def __len__(self) -> int:
         return len(self._marks)
@@ -154,6 +163,7 @@ class MarkIndex:
         self._added += 1
         mark.order = before.order if before is not None else self._added
         self._marks[mark.number] = mark
+        self._users += len(mark.uids or ())
         self.handles += mark.handles
         self._on.setdefault(mark.place, []).append(mark)
 
@@ -161,6 +171,7 @@ class MarkIndex:
         """Remove a mark and return it, None if there is none of this number."""
         mark = self._marks.pop(number, None)
         if mark is not None:
+            self._users -= len(mark.uids or ())
             self.handles -= mark.handles
             self._on[mark.place].remove(mark)
             if not self._on[mark.place]:

@@ -26,9 +26,6 @@ class Identified(NamedTuple):
 class Identifies(Protocol):
     """Who finds the handles (see `identification`)."""
 
-    def expect(self) -> None:
-        """Begin to take note of what that takes."""
-
     def identify(self, records: Sequence[EventRecord]) -> list[Identified]:
         """Return what goes with some events, the tree being as it is for them."""
 
@@ -38,9 +35,6 @@ class Identifies(Protocol):
 
 class Anonymous:
     """Who finds none."""
-
-    def expect(self) -> None:
-        """Do nothing."""
 
     def identify(self, records: Sequence[EventRecord]) -> list[Identified]:
         """Return that nothing is known."""

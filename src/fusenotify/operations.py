@@ -10,7 +10,7 @@ import logging
 import os
 import select
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, NoReturn, ParamSpec, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
@@ -18,6 +18,7 @@ from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, FU
 
 from fusenotify.changes import Changes
 from fusenotify.config import QUEUE_DIRECTORY
+from fusenotify.directories import Directories
 from fusenotify.files import Files
 from fusenotify.filesystems import Filesystems
 from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID
@@ -55,6 +56,16 @@ def answering(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corou
     return answer
 
 
+class Served(NamedTuple):
+    """Where requests are sent: names, attributes, open files, open directories, and what is not of the tree."""
+
+    nodes: Nodes
+    tree: Passthrough
+    files: Files
+    directories: Directories
+    queues: QueueFiles
+
+
 class Operations(pyfuse3.Operations):
     """The handlers. Each of them is a call of synchronous code, but for the few that park (docs/architecture.md).
 
@@ -66,20 +77,14 @@ class Operations(pyfuse3.Operations):
 
     def __init__(
         self,
-        nodes: Nodes,
-        tree: Passthrough,
-        files: Files,
-        queues: QueueFiles,
+        served: Served,
         loop: FuseLoop,
         changes: Changes,
         filesystems: Filesystems,
         journal: Journal,
     ) -> None:
         super().__init__()
-        self._nodes = nodes
-        self._tree = tree
-        self._files = files
-        self._queues = queues
+        self._nodes, self._tree, self._files, self._directories, self._queues = served
         self._loop = loop
         self._changes = changes
         self._filesystems = filesystems
@@ -100,7 +105,7 @@ class Operations(pyfuse3.Operations):
 
     async def _change_open(self, fh: int, function: Callable[..., T], *args: object) -> T:
         """Make a change of an open file, by a function whose first argument that is."""
-        await self._reach_open(fh)
+        await self._await_answer(self._files.device_of(fh))
         await self._record([self._files.directory_of(fh)])
         return await self._make(self._files.device_of(fh), function, fh, *args)
 
@@ -123,12 +128,8 @@ class Operations(pyfuse3.Operations):
             for device in self._filesystems.doors.get(name, ()):
                 await self._await_answer(device)
 
-    async def _reach_open(self, fh: int) -> None:
-        """Return when the filesystem of an open file or directory answers."""
-        if self._filesystems.distant:
-            await self._await_answer(self._files.device_of(fh))
-
     async def _await_answer(self, device: int) -> None:
+        """Return when a filesystem answers."""
         if not self._filesystems.answers(device):
             await self._loop.park_until_the_end(-device, self._filesystems.ask, device)
 
@@ -308,7 +309,7 @@ class Operations(pyfuse3.Operations):
     ) -> bytes | memoryview:
         if fh >= FIRST_VIRTUAL:
             return self._queues.read(fh, size)
-        await self._reach_open(fh)
+        await self._await_answer(self._files.device_of(fh))
         if self._filesystems.is_in_memory(self._files.device_of(fh)):
             return self._files.read(fh, off, size)
         data = self._files.read_at_once(fh, off, size)
@@ -350,7 +351,7 @@ class Operations(pyfuse3.Operations):
         elif self._files.is_writable(fh):
             await self._change_open(fh, self._files.release)
         else:
-            await self._reach_open(fh)
+            await self._await_answer(self._files.device_of(fh))
             self._files.release(fh)
 
     # --- open directories --------------------------------------------------------------------------------------------
@@ -360,27 +361,27 @@ class Operations(pyfuse3.Operations):
         if inode >= FIRST_VIRTUAL:
             return self._queues.opendir(inode)
         await self._reach(inode)
-        return self._files.opendir(inode, ctx.uid)
+        return self._directories.open(inode, ctx.uid)
 
     @answering
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         if fh >= FIRST_VIRTUAL:
             self._queues.readdir(fh, start_id, token)
         else:
-            await self._reach_open(fh)
+            await self._await_answer(self._directories.device_of(fh))
             if start_id == 0:
                 await self._ask_doors()
-            self._files.readdir(fh, start_id, token)
+            self._directories.read(fh, start_id, token)
 
     @answering
     async def releasedir(self, fh: FileHandleT) -> None:
         if fh < FIRST_VIRTUAL:
-            self._files.releasedir(fh)
+            self._directories.release(fh)
 
     @answering
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         if fh < FIRST_VIRTUAL:
-            await self._loop.park(self._files.user_of(fh), self._files.sync, fh, datasync)
+            await self._loop.park(self._directories.user_of(fh), self._directories.sync, fh, datasync)
 
 
 def _check_name(nodeid: int, name: bytes) -> None:

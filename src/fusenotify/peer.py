@@ -15,9 +15,10 @@ import trio
 from fusenotify import protocol
 from fusenotify.backing import Found
 from fusenotify.callers import Credentials
-from fusenotify.errors import FusenotifyError, LimitReached, NotPermitted, ProtocolError, UsageError
+from fusenotify.errors import FusenotifyError, LimitReached, NotPermitted, ProtocolError, UsageError, quoted
 from fusenotify.group import Group
 from fusenotify.groups import MOST_UIDS, Groups, path_of
+from fusenotify.intake import Intake
 from fusenotify.journal import Journal
 from fusenotify.locator import Locator
 from fusenotify.protocol import (
@@ -57,6 +58,9 @@ from fusenotify.tree import Directory
 log = logging.getLogger(__name__)
 
 _MOST_REQUESTS: Final = 256  # received and not yet answered; what comes in one piece may go beyond
+_MOST_ANSWERED: Final = 1 << 16  # bytes of unread answers, beyond which no more requests are carried out
+_REQUEST_COST: Final = 100  # bytes of memory that a request takes on top of what it says
+_NUMBER_COST: Final = 36  # bytes of memory of each number in it
 _LONGEST_PATH: Final = 1 << 16  # bytes
 _LONGEST_SCOPE: Final = 64
 _MARK_ATTEMPTS: Final = 5
@@ -69,6 +73,7 @@ class Services:
 
     Attributes:
         groups: every group.
+        intake: what is held of requests and answers.
         locator: from paths to handles and back, and what a user may read.
         journal: what has changed when.
         answers: what the journal is asked by.
@@ -83,6 +88,7 @@ class Services:
     """
 
     groups: Groups
+    intake: Intake
     locator: Locator
     journal: Journal
     answers: Answers
@@ -111,31 +117,59 @@ class Peer:
         self._credentials = credentials
         self._base = base
         self._frames = FrameBuffer()
-        self._requests: deque[Request | ProtocolError] = deque()  # an error stands for what could not be read
+        # With the memory that each takes; an error stands for what could not be read.
+        self._requests: deque[tuple[Request | ProtocolError, int]] = deque()
         self._request_came = trio.Event()
-        self._progress = trio.Event()
+        self._progress = trio.Event()  # set, and replaced, when less waits than before
         self._answers: deque[bytes] = deque()
+        self._asked = 0  # bytes of memory that the requests take
+        self._answered = 0  # bytes of the answers
+        self._share = services.intake.open(credentials.uid)
+        self._share.on_room = self._note_room
         self._group: Group | None = None
         self._pieces = Pieces(services.answers, self.uid)
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
     @property
+    def has_group(self) -> bool:
+        """Whether it has said hello."""
+        return self._group is not None
+
+    @property
+    def room(self) -> int | None:
+        """How many bytes may be taken from it for now; None where that is as much as it likes."""
+        if len(self._requests) + len(self._answers) >= _MOST_REQUESTS:
+            return 0
+        return self._share.room
+
+    @property
     def is_busy(self) -> bool:
         """Whether it has asked for so much that no more is taken from it for now."""
-        return len(self._requests) + len(self._answers) >= _MOST_REQUESTS
+        return self.room == 0
 
     async def wait_not_busy(self) -> None:
         """Return when more may be taken from it."""
         while self.is_busy:
-            self._progress = trio.Event()
             await self._progress.wait()
 
     async def wait_sent(self) -> None:
         """Return when everything is carried out and every answer has been handed out."""
         while self._requests or self._answers:
-            self._progress = trio.Event()
             await self._progress.wait()
+
+    def _note_held(self) -> None:
+        self._share.hold(len(self._frames) + self._asked + self._answered)
+
+    def _note_progress(self) -> None:
+        self._note_held()
+        self._progress.set()
+        self._progress = trio.Event()
+
+    def _note_room(self) -> None:
+        """Go on with what there was no room for."""
+        self._note_progress()
+        self.on_output()  # who polls may write again
 
     def feed(self, data: bytes) -> None:
         """Take what the client sent.
@@ -145,12 +179,18 @@ class Peer:
         """
         try:
             for payload in self._frames.feed(data):
-                self._requests.append(protocol.decode_request(payload))
+                request = protocol.decode_request(payload)
+                self._take(request, _cost(request, payload))
         except ProtocolError as error:
-            self._requests.append(error)
+            self._take(error, _REQUEST_COST)
             raise
         finally:
+            self._note_held()
             self._request_came.set()
+
+    def _take(self, request: Request | ProtocolError, cost: int) -> None:
+        self._requests.append((request, cost))
+        self._asked += cost
 
     async def run(self) -> None:
         """Carry out requests for as long as the client is there."""
@@ -158,14 +198,22 @@ class Peer:
             while True:
                 self._request_came = trio.Event()
                 while self._requests:
-                    self._answer(await self._reply_to(self._requests[0]))
-                    self._requests.popleft()
-                    self._progress.set()
+                    await self._wait_read()
+                    self._answer(await self._reply_to(self._requests[0][0]))
+                    self._asked -= self._requests.popleft()[1]
+                    self._note_progress()
                     await trio.lowlevel.checkpoint()  # most requests are carried out without any wait
                 with trio.move_on_at(self._pieces.deadline) as waiting:
                     await self._request_came.wait()
                 if waiting.cancelled_caught:
                     await self._pieces.expire()
+
+    async def _wait_read(self) -> None:
+        """Return when so much of what was answered has been read that there is room for another answer."""
+        while self._answers and (
+            self._answered >= _MOST_ANSWERED or len(self._answers) >= _MOST_REQUESTS or self._share.room == 0
+        ):
+            await self._progress.wait()
 
     async def _reply_to(self, request: Request | ProtocolError) -> protocol.Reply:
         if isinstance(request, ProtocolError):
@@ -188,8 +236,8 @@ class Peer:
                 return Report(request.request, self._services.status())
             case Lookup():
                 _check_path(request.path)
-                handle = await self._services.locator.lookup(self._base, request.path, self._credentials)
-                return Handle(request.request, handle)
+                handle, is_dir = await self._services.locator.lookup(self._base, request.path, self._credentials)
+                return Handle(request.request, handle, is_dir)
             case Locate():
                 path = await self._services.locator.locate(self._base, request.handle, self._credentials)
                 return Location(request.request, path)
@@ -231,8 +279,6 @@ class Peer:
         _check_lengths(request)
         self._services.groups.check_reach(self._credentials.uid, request.scope)
         self._services.groups.check_room(self._credentials.uid)
-        if request.handles:
-            self._services.groups.expect_handles()
         for _ in range(_MARK_ATTEMPTS):
             with contextlib.closing(await self._readable(request.path)) as found:
                 await self._services.caught_up()
@@ -241,8 +287,8 @@ class Peer:
                     await self._services.attentive()
                     return Done(request.request, self._services.position(), since)
         raise NotPermitted(
-            f"user {self.uid} gets no mark on {request.path!r}: each time that its rights were checked, something "
-            "else was there; try again when nobody renames anything on the way to it"
+            f"user {self.uid} gets no mark on {quoted(request.path)}: each time that its rights were checked, "
+            "something else was there; try again when nobody renames anything on the way to it"
         )
 
     async def _recall(self, group: Group, request: AddMark) -> str:
@@ -313,16 +359,17 @@ class Peer:
             UsageError: there is nothing.
         """
         if b"\0" in path or b".." in path.split(b"/"):
-            raise UsageError(f"{path!r} is no path below the place that was opened")
+            raise UsageError(f"{quoted(path)} is no path below the place that was opened: it has to do without `..`")
         try:
             return await self._services.locator.find_readable(path_of(self._base, path), self._credentials)
         except PermissionError as error:
-            raise NotPermitted(f"user {self.uid} cannot read {path!r}: {error.strerror}") from error
+            raise NotPermitted(f"user {self.uid} cannot read {quoted(path)}: {error.strerror}") from error
         except OSError as error:
-            raise UsageError(f"there is no {path!r} in the tree: {error.strerror}") from error
+            raise UsageError(f"there is no {quoted(path)} in the tree: {error.strerror}") from error
 
     def _answer(self, message: protocol.Reply) -> None:
         self._answers.append(protocol.encode(message))
+        self._answered += len(self._answers[-1])
         self.on_output()
 
     # --- out ---------------------------------------------------------------------------------------------------------
@@ -346,9 +393,11 @@ class Peer:
         while self._answers and len(self._answers[0]) <= room:
             frames.append(self._answers.popleft())
             room -= len(frames[-1])
+            self._answered -= len(frames[-1])
         if self._answers and not frames:
             raise ValueError(f"a frame of {len(self._answers[0])} bytes does not fit into {size}")
-        self._progress.set()
+        if frames:
+            self._note_progress()
         while not self._answers and (frame := self._event_frame(room, required=not frames)) is not None:
             frames.append(frame)
             room -= len(frame)
@@ -376,10 +425,17 @@ class Peer:
         return None
 
     def close(self) -> None:
-        """Drop the group and its queue."""
+        """Drop the group and its queue, and all that is held of requests and answers; `run` has to have ended."""
+        self._share.close()
         if self._group is not None:
             self._services.groups.close(self._group)
             self._group = None
+
+
+def _cost(request: Request, payload: bytes) -> int:
+    """Return about how many bytes of memory a request takes until it is carried out."""
+    numbers = len(request.uids or ()) if isinstance(request, AddMark) else 0
+    return _REQUEST_COST + len(payload) + _NUMBER_COST * numbers
 
 
 def _check_lengths(request: AddMark) -> None:

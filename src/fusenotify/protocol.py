@@ -60,6 +60,7 @@ class AddMark(msgspec.Struct, tag="mark", array_like=True):
     uids: tuple[int, ...] | None = None
     oneshot: bool = False
     handles: bool = False
+    shared: bool = False
     since: str | None = None
 
 
@@ -180,6 +181,7 @@ class Handle(msgspec.Struct, tag="handle", array_like=True):
 
     request: int
     handle: str
+    is_dir: bool = True
 
 
 class Location(msgspec.Struct, tag="location", array_like=True):
@@ -323,6 +325,10 @@ class FrameBuffer:
         self._limit = limit
         self._bytes = bytearray()
         self._broken: str | None = None
+
+    def __len__(self) -> int:
+        """Return how many bytes wait for the rest of their frame."""
+        return len(self._bytes)
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take some bytes and return the payloads that are complete now.

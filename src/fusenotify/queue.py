@@ -9,12 +9,23 @@ What waits are batches of the group's own, and places in the log that it shares 
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from fusenotify.batch import Batch
 from fusenotify.events import OVERFLOW, EventRecord, Reason
 from fusenotify.ledger import Usage
 from fusenotify.sharedlog import Reader, SharedLog
 
 DEFAULT_LIMIT = 131072
+
+
+class End(Batch):
+    """What tells of the end of a mark. It finds room in a full queue, and stays when the rest is given up.
+
+    So as not to take unbounded memory, whoever pushes it has to bound how many wait (`Queue.ends`).
+    """
+
+    __slots__ = ()
 
 
 class Queue:
@@ -24,7 +35,8 @@ class Queue:
         limit: how many events it holds; the overflow event comes on top of them.
         dropped: how many events found no room so far.
         overflows: how many overflow events were queued so far.
-        size: bytes of memory of its own batches.
+        ends: how many ends of marks wait.
+        size: bytes of memory of its own batches, without those.
         on_queued: called when something was queued.
         on_loss: called with a mark, the events of it that found no room, or None where nobody knows which they were,
             and the position right before them.
@@ -39,6 +51,7 @@ class Queue:
         self.limit = limit
         self.dropped = 0
         self.overflows = 0
+        self.ends = 0
         self.size = 0
         self.on_queued: Callable[[], None] = lambda: None
         self.on_loss: Callable[[int, Sequence[EventRecord] | None, int], None] = lambda _mark, _lost, _position: None
@@ -70,14 +83,11 @@ class Queue:
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
-    def push(self, mark: int, batch: Batch, *, always: bool = False) -> None:
-        """Append what there is room for, in order, and the overflow event for the rest.
-
-        What comes only once for each mark, as its end, may always be appended: so much more it can be.
-        """
+    def push(self, mark: int, batch: Batch) -> None:
+        """Append what there is room for, in order, and the overflow event for the rest."""
         self._settle()
         followed = self.unfollow()  # what has come of the log comes first
-        room = len(batch) if always else min(self._room, len(batch))
+        room = len(batch) if isinstance(batch, End) else min(self._room, len(batch))
         if room:
             self._append(mark, batch.part(0, room))
         if followed is not None:
@@ -106,10 +116,18 @@ class Queue:
     def _append(self, mark: int, batch: Batch) -> None:
         if self._usage is not None:
             batch.pack()
-            self._count(batch.size)
+        self._note(batch, 1)
         self._items.append((mark, batch))
         self._held += len(batch)
         self.on_queued()
+
+    def _note(self, batch: Batch, change: int) -> None:
+        """Count a batch more, or one less."""
+        if isinstance(batch, End):
+            self.ends += change
+        elif self._usage is not None:
+            self.size += change * batch.size
+            self._usage.take(change * batch.size)
 
     def _lose(self, mark: int, records: Sequence[EventRecord], count: int) -> None:
         """Take note that so many events found no room, of which `records` are the first, if not all."""
@@ -120,14 +138,15 @@ class Queue:
         self.on_loss(mark, records if count == len(records) else None, position)
 
     def give_up(self) -> None:
-        """Drop all that waits, for want of memory; the overflow event stands for it."""
+        """Drop all that waits but the ends of marks, for want of memory; the overflow event stands for it."""
         first = self.peek(1)
         if first is None:
             return
         mark, batch = first
         record = batch.records[0]
         overflow = record if mark == 0 and record.kind == OVERFLOW else None
-        self.dropped += len(self) - (self._overflow is not None)
+        ends = self._unread_ends()
+        self.dropped += len(self) - (self._overflow is not None) - sum(len(end) for _, end in ends)
         self.overflows -= self._overflow is not None  # it is the same one, in another place
         self.clear()
         if overflow is not None:
@@ -136,7 +155,16 @@ class Queue:
         else:
             position = record.seq - 1
             self.push_overflow(position, record.time_ns, Reason.QUEUE)
+        for number, end in ends:
+            # Who goes on from there has to hear of what is lost.
+            self._append(number, End([replace(one, seq=min(one.seq, position)) for one in end.records]))
         self.on_loss(0, None, position)
+
+    def _unread_ends(self) -> list[tuple[int, End]]:
+        ends = [(mark, item) for mark, item in self._items if isinstance(item, End)]
+        if self._read and ends and ends[0][1] is self._items[0][1]:
+            ends[0] = ends[0][0], End(ends[0][1].records[self._read :])
+        return ends
 
     def drop(self, mark: int) -> None:
         """Remove what waits for a mark that nobody wants any more, and follow no log for it."""
@@ -151,8 +179,8 @@ class Queue:
                 self._held -= len(item)
                 if isinstance(item, Reader):
                     item.close()
-                elif self._usage is not None:
-                    self._count(-item.size)
+                else:
+                    self._note(item, -1)
         self._items = deque((number, item) for number, item in self._items if number != mark)
 
     def clear(self) -> None:
@@ -161,15 +189,11 @@ class Queue:
         for _, item in self._items:
             if isinstance(item, Reader):
                 item.close()
+            elif item is not self._overflow:
+                self._note(item, -1)
         self._items.clear()
         self._overflow = None
         self._held = self._read = 0
-        self._count(-self.size)
-
-    def _count(self, size: int) -> None:
-        self.size += size
-        if self._usage is not None:
-            self._usage.take(size)
 
     # --- following a log -------------------------------------------------------------------------------------------
 
@@ -267,5 +291,4 @@ class Queue:
         if self._read == len(item):
             self._items.popleft()
             self._read = 0
-            if self._usage is not None:
-                self._count(-item.size)
+            self._note(item, -1)

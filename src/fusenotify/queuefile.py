@@ -225,7 +225,8 @@ class QueueFiles:
     def write(self, fh: int, data: bytes) -> int:
         """Take requests; EAGAIN while too many are unanswered, EINVAL for what is no request."""
         queue = self._working(fh)
-        if queue.peer.is_busy:
+        room = queue.peer.room
+        if room is not None and len(data) > room:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         try:
             queue.peer.feed(data)
@@ -249,10 +250,9 @@ class QueueFiles:
         return ready | (_READY_TO_READ if queue.peer.has_output else 0)
 
     def release(self, fh: int) -> None:
-        """Close a queue file and drop its group."""
+        """Close a queue file; its group is dropped when nothing is carried out for it any more."""
         queue = self._open.pop(fh)
         self._open_by[queue.peer.uid] -= 1
         if not self._open_by[queue.peer.uid]:
             del self._open_by[queue.peer.uid]
         queue.scope.cancel()
-        queue.peer.close()

@@ -106,6 +106,6 @@ class Recorder:
         with contextlib.suppress(OSError):  # gone, or not ours to read: then the event path meets it again
             fd = os.open(proc_path(directory.fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                self._watcher.adoptions[directory.key] = self._watcher.adopt(fd)
+                self._watcher.keep(self._watcher.adopt(fd))
             finally:
                 os.close(fd)

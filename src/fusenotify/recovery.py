@@ -9,7 +9,6 @@ So nothing that is told depends on what was lost, nor on how often: each round m
 it has found. Operations through the mount that the stream is skipped over tell of themselves.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from typing import Final
@@ -20,6 +19,7 @@ from fusenotify.comparison import Comparison
 from fusenotify.crawler import Crawler
 from fusenotify.events import EventRecord
 from fusenotify.renames import LostTrackError
+from fusenotify.repair import Repair
 from fusenotify.stream import Stream
 from fusenotify.translation import ROOT_GONE, Translator
 from fusenotify.tree import Directory
@@ -49,6 +49,7 @@ class Recovery:
         claims: Claims,
         translator: Translator,
         comparison: Comparison,
+        repair: Repair,
     ) -> None:
         self.done = 0
         self.root_gone = False
@@ -62,6 +63,7 @@ class Recovery:
         self._translator = translator
         self._tree = translator.tree
         self._comparison = comparison
+        self._repair = repair
 
     def run(self, position: int, *, relist: bool) -> Iterator[list[EventRecord]]:
         """Tell of everything that was missed since a position; yields as a translator does.
@@ -87,7 +89,7 @@ class Recovery:
             yield from self._comparison.look(
                 work, since, relist=relist or dirty is not None, keep_names=is_few, doubtful=doubtful
             )
-            yield from self._comparison.tell()
+            yield from self._repair.tell(self._comparison.findings)
             self.told_to = self._skipped_to
             if self._is_settled(are_few=is_few):
                 break
@@ -128,7 +130,7 @@ class Recovery:
         yield from self._comparison.look(deaf, self._looked_at, relist=True, keep_names=False, stamp=True)
         if not self._is_settled(are_few=False) or self._claims.concern(self._comparison.compared):
             return False
-        yield from self._comparison.tell()
+        yield from self._repair.tell(self._comparison.findings)
         return True
 
     def see(self, has_untold: Callable[[], bool]) -> Iterator[None]:
@@ -178,10 +180,3 @@ class Recovery:
             if not is_exact and self._tree.by_wd.get(wd) in self._comparison.compared:
                 return False
         return True
-
-
-def topmost(directories: Collection[Directory], count: int) -> Iterator[bytes]:
-    """Yield the paths of at most so many directories, leaving out what lies below another one."""
-    all_of_them = set(directories)
-    tops = (one for one in directories if one.parent not in all_of_them)
-    yield from (directory.path for directory in itertools.islice(tops, count))

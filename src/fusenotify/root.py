@@ -15,7 +15,7 @@ import anyio
 from inotify_simple import INotify, flags
 
 from fusenotify._linux import proc_path
-from fusenotify.backing import Backing
+from fusenotify.beneath import Beneath
 from fusenotify.filesystems import Filesystems
 from fusenotify.mountinfo import MountEntry, is_below, is_inside, mount_id_of, read_mounts
 
@@ -31,7 +31,7 @@ _RETRY: Final = 1.0  # seconds
 class Root:
     """Looks after the backing root while the daemon runs."""
 
-    def __init__(self, backing: Backing, source: str, filesystems: Filesystems) -> None:
+    def __init__(self, backing: Beneath, source: str, filesystems: Filesystems) -> None:
         self._backing = backing
         self._source = source
         self._filesystems = filesystems

@@ -43,8 +43,7 @@ class Selector:
                 is_dir = bool(record.flags & IS_DIR)
                 marks = _with(marks, of_object(reach.on(record.path, is_dir=is_dir, file=sighting.file)))
             path = self.relative(record.path) if marks else None
-            taker = self._taker(marks, record, reach) if path is not None else None
-            if taker is not None:
+            for taker in self._takers(marks, record, reach) if path is not None else ():
                 yield taker.number, _as_seen(record, path, None, taker)
 
     def _select_rename(self, record: EventRecord, sighting: Sighting, reach: Reach) -> Iterator[Selected]:
@@ -65,11 +64,11 @@ class Selector:
                     yield from self._select_rename(rename, Sighting(file), reach)
             return
         if path is not None or old_path is not None:
-            taker = self._taker(_with(here, there, of_object(moved), of_object(back)), record, reach)
-            if taker is not None:
+            takers = self._takers(_with(here, there, of_object(moved), of_object(back)), record, reach)
+            for taker in takers:
                 yield taker.number, _as_seen(record, path, old_path, taker)
             self._owe_contents(record, reach)
-            if is_exchange and taker is not None and self.is_owed():
+            for taker in takers if is_exchange and self.is_owed() else ():
                 (one, _), (other, _) = self._halves_of(record, sighting, here_is_old=True)
                 yield taker.number, _as_seen(_introduced(one), path, None, taker)
                 yield taker.number, _as_seen(_introduced(other), old_path, None, taker)
@@ -87,19 +86,25 @@ class Selector:
         told = _copy(rename, events.MOVE_SELF, rename.flags & (LOCAL | IS_DIR))
         path, old_path = self.relative(rename.path), self.relative(rename.old_path)
         for mark in moved:
-            if mark.number in self._index and self._taker([mark], told, reach) is not None:
+            if mark.number in self._index and self._takers([mark], told, reach):
                 yield mark.number, _as_seen(told, path, old_path, mark)
 
-    def _taker(self, marks: list[Mark], record: EventRecord, reach: Reach) -> Mark | None:
-        """Return the first mark that wants an event; one that is for one event only ends with it."""
+    def _takers(self, marks: list[Mark], record: EventRecord, reach: Reach) -> list[Mark]:
+        """Return the first mark that wants an event, and if it shares that, those up to the first that does not.
+
+        One that is for one event only ends with it.
+        """
+        takers: list[Mark] = []
         for mark in marks:
             if mark.wants(record):
+                takers.append(mark)
                 if mark.oneshot and not self.is_noting():
                     self._index.pop(mark.number)
                     reach.forget()
                     self.on_ended(mark)
-                return mark
-        return None
+                if not mark.shared:
+                    break
+        return takers
 
     # --- over the border ---------------------------------------------------------------------------------------------
 

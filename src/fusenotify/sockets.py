@@ -18,7 +18,7 @@ import anyio
 
 T = TypeVar("T")
 
-_READ_SIZE: Final = 1 << 18
+READ_SIZE: Final = 1 << 18
 # Seconds without a sign of life after which the machine at the other end, or the way to it, is taken for dead. The
 # kernels ask and answer, so nobody is woken up for it here, and a program that is merely busy or stopped is alive.
 DEAD_AFTER = 30
@@ -48,9 +48,9 @@ class Stream:
             sent = await self._when_ready(lambda: self._socket.send(self._unsent), anyio.wait_writable)
             del self._unsent[:sent]
 
-    async def receive(self) -> bytes:
+    async def receive(self, most: int = READ_SIZE) -> bytes:
         """Wait for some bytes and return them; none at their end. Cancelling loses nothing."""
-        return await self._when_ready(lambda: self._socket.recv(_READ_SIZE), anyio.wait_readable)
+        return await self._when_ready(lambda: self._socket.recv(most), anyio.wait_readable)
 
     async def finish(self) -> None:
         """Send nothing more, and return when the other end has hung up.

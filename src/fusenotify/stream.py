@@ -71,19 +71,15 @@ class _Positions:
 
 
 class Stream:
-    """Takes what the watcher has read, and knows which directories are about to leave their names.
-
-    Attributes:
-        notes_names: whether it knows that of everything else as well (see `leaves`).
-    """
+    """Takes what the watcher has read, and knows what is about to leave its name."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._parsed_to = 0
         self._parsed: deque[tuple[int, list[RawEvent]]] = deque()
         self._leaving: dict[tuple[int, bytes], _Positions] = {}
-        self.notes_names = False
-        self._last_left: dict[tuple[int, bytes], int] = {}  # where in the stream that was, or will be
+        self._last_left: dict[tuple[int, bytes], int] = {}  # where anything leaves a name for the last time
+        self._left_at: deque[tuple[int, tuple[int, bytes]]] = deque()  # (position, (wd, name)) of each time
         self._self_moves: dict[int, _Positions] = {}  # by wd
         self._moved: deque[tuple[int, int]] = deque()  # (position, wd) of all of them
 
@@ -125,7 +121,7 @@ class Stream:
             del self._leaving[wd, name]
 
     def leaves(self, wd: int, name: bytes, after: int) -> bool:
-        """Whether anything leaves a name in what was read, from a position on; known if `notes_names` is set."""
+        """Whether anything leaves a name in what was read, from a position on that has not been told yet."""
         return self._last_left.get((wd, name), -1) >= after
 
     def has_moved(self, wd: int, after: int, place: tuple[int, bytes] | None = None) -> bool:
@@ -145,8 +141,10 @@ class Stream:
             self._self_moves[wd].drop_first()
             if not self._self_moves[wd]:
                 del self._self_moves[wd]
-        if self._last_left and position >= self._parsed_to:
-            self._last_left.clear()
+        while self._left_at and self._left_at[0][0] < position:
+            left, place = self._left_at.popleft()
+            if self._last_left[place] == left:
+                del self._last_left[place]
 
     def pending(self) -> Iterator[RawEvent]:
         """Yield what has been parsed and not been returned."""
@@ -161,6 +159,8 @@ class Stream:
             end = chunk[0]
             yield chunk
         self._leaving.clear()
+        self._last_left.clear()
+        self._left_at.clear()
         self._self_moves.clear()
         self._moved.clear()
 
@@ -177,10 +177,12 @@ class Stream:
         self._parsed_to, events = chunk
         has_self_moves = False
         for position, wd, mask, _, name, _ in events:
-            if self.notes_names and mask & _LEAVING:
-                self._last_left[wd, name] = position
-            if mask & IN_ISDIR and mask & _LEAVING:
-                self._leaving.setdefault((wd, name), _Positions()).append(position)
+            if mask & _LEAVING:
+                place = wd, name
+                self._last_left[place] = position
+                self._left_at.append((position, place))
+                if mask & IN_ISDIR:
+                    self._leaving.setdefault(place, _Positions()).append(position)
             elif mask & IN_MOVE_SELF and wd != self._source.root_wd:
                 self._self_moves.setdefault(wd, _Positions()).append(position)
                 self._moved.append((position, wd))

@@ -18,13 +18,13 @@ class Target:
         given: as the user wrote it.
         daemon: what tells one daemon from another: a mountpoint, or the address of a socket.
         path: below that root, `.` for the root itself.
-        is_dir: whether it is a directory, as far as can be told from here.
+        is_dir: whether it is a directory; None where only the daemon can tell.
     """
 
     given: str
     daemon: str | Address
     path: bytes
-    is_dir: bool = True
+    is_dir: bool | None = True
 
     @property
     def base(self) -> bytes:
@@ -86,18 +86,19 @@ def resolve_any(given: str | os.PathLike[str]) -> Target | LocalTarget:
     if not text:
         raise UsageError("an empty text is no target: for the current directory give `.`")
     if is_address(text):
-        return Target(text, *parse_place(text))
+        address, path = parse_place(text)
+        return Target(text, address, path, is_dir=True if path == b"." else None)
     if "://" in text:
         raise UsageError(f"{text!r} is no target: give a path, unix:PATH or tls://HOST:PORT[/PATH]")
     real = os.path.realpath(text)
     mount = mount_of(real)
-    is_dir = True
+    is_dir: bool | None = None  # a dead daemon, or no right to look: who asks the daemon hears why
     try:
         is_dir = stat.S_ISDIR(os.lstat(real).st_mode)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{text} does not exist") from error
     except OSError:
-        pass  # a dead daemon, or no right to look: connecting says so better
+        pass
     if mount is None:
-        return LocalTarget(text, real, is_dir)
+        return LocalTarget(text, real, is_dir is not False)
     return Target(text, mount.mountpoint, os.fsencode(os.path.relpath(real, mount.mountpoint)), is_dir)

@@ -73,10 +73,10 @@ class Tls:
             ) from error
         authorities = context.get_ca_certs()
         if not authorities:
-            raise EnvironmentProblem(f"{self.ca} holds no certificate of an authority, so nobody could be let in")
+            raise EnvironmentProblem(f"{self.ca} holds no certificate of an authority, so nobody could be believed")
         ends = [ssl.cert_time_to_seconds(str(authority["notAfter"])) for authority in authorities]
         if max(ends) < time.time():
-            raise EnvironmentProblem(f"every authority in {self.ca} has expired, so nobody could be let in")
+            raise EnvironmentProblem(f"every authority in {self.ca} has expired, so nobody could be believed")
 
     def _refuse_password(self) -> str:
         # OpenSSL would ask for it at the terminal.

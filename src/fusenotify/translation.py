@@ -3,7 +3,7 @@
 Everything the stream tells goes through here in order, and the tree of watched directories is changed as it passes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Final
 
 from fusenotify import events, joiner
@@ -37,6 +37,8 @@ class Translator:
         overflows: how often the kernel's queue lost events.
         position: right behind what has been told of the stream.
         root_gone: whether the backing root was deleted, moved or unmounted.
+        undecided: what `translate` has left.
+        doubtful: names to be looked at (see `look_again`), and whether what may have come to them is a directory.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class Translator:
         self.overflows = 0
         self.root_gone = False
         self.position = 0
+        self.undecided: list[Item] = []
+        self.doubtful: dict[tuple[Directory, bytes], bool] = {}
         self._watcher = watcher
         self._stream = stream
         self._crawler = crawler
@@ -62,7 +66,7 @@ class Translator:
         self._teller = teller
         self._arrivals = arrivals
         self._renames = Renames(tree, watcher, stream, crawler, exchanges, claims, teller, arrivals)
-        self._came_in: Move | None = None  # the last item, if it was a rename and not half an exchange
+        self._came_in: Move | None = None  # the last item, if it was a rename
 
     # --- entry points ----------------------------------------------------------------------------------------------
 
@@ -79,6 +83,7 @@ class Translator:
         self.at(time_ns)
         self._teller.by = None
         self._came_in = None
+        self.doubtful.clear()
         self.overflows += 1
         yield from self._teller.flush()
         self._teller.tell(events.OVERFLOW, None, None, reason=Reason.KERNEL)
@@ -91,52 +96,101 @@ class Translator:
             self._teller.tell(events.UNMOUNT, None, None, IS_DIR)
         yield from self._teller.flush()
 
-    def translate(self, items: Sequence[Item], time_ns: int) -> Iterator[list[EventRecord]]:
+    def translate(
+        self, items: Sequence[Item], time_ns: int, *, more_follows: bool | None = None
+    ) -> Iterator[list[EventRecord]]:
         """Yield the events of some items in batches. An empty one is a chance to do other work, and needed as such.
+
+        It ends before a rename that what follows may show in another light, and leaves that and the rest `undecided`;
+        but tells everything if `more_follows` is None. True says that half a rename has come already.
 
         Raises:
             OverflowedError, LostTrackError: something has not been heard, now or before; everything has to be compared.
         """
         self._teller.time_ns = time_ns
+        self.undecided = []
         told: set[int | None] = set()
+        halves: set[int | None] = set()
         for index, item in enumerate(items):
             if self.root_gone:
                 break  # nothing comes after unmount
             if index in told:
+                self._came_in = item if isinstance(item, Move) else None
                 continue
             if index % _TURN == 0:
                 yield self._teller.gathered() if self._teller.is_full else []
-            self._stream.passes(item)
-            self.position = _end_of(item)
-            came_in, self._came_in = self._came_in, None
-            self._teller.by = None
-            if self._claims:
-                yield from self._tell_unheard(item[0])
-            self._teller.by = author_of(item)
-            if isinstance(item, Move):
-                partner = self.exchanges.partner(items, index)
-                self.position = _end_of(items[index if partner is None else partner])
-                if (yield from self._renames.on_rename(item, items[partner] if partner is not None else None)):
-                    told.add(partner)
-                elif came_in is not None and self.exchanges.is_swap(came_in, item):
-                    yield from self._renames.on_move(came_in, None)
-                self._came_in = item
-            elif (directory := self.tree.by_wd.get(item[1])) is not None:
-                yield from self._on_event(directory, item)
-            elif item[2] & joiner.IN_Q_OVERFLOW:
-                raise OverflowedError
-            else:
-                self._watcher.adoption_by(item[1])  # goes untold, so what was listed before is out of date
-                if item[2] & joiner.IN_IGNORED:
-                    self._watcher.forget(item[1])
+            if isinstance(item, Move) and more_follows is not None and index not in halves:
+                if self.exchanges.is_undecided(items, index, more_follows=more_follows):
+                    self.undecided = [one for number, one in enumerate(items) if number >= index and number not in told]
+                    break
+                halves.add(self.exchanges.other_half(items, index))
+            told.add((yield from self._tell(items, index)))
         self._teller.by = None
         yield from self._teller.flush()
+
+    def _tell(self, items: Sequence[Item], index: int) -> Generator[list[EventRecord], None, int | None]:
+        """Tell of one item; return the index of another one that has been told with it."""
+        item = items[index]
+        self._stream.passes(item)
+        self.position = _end_of(item)
+        came_in, self._came_in = self._came_in, None
+        self._teller.by = None
+        if self._claims:
+            yield from self._tell_unheard(item[0])
+        self._teller.by = author_of(item)
+        if isinstance(item, Move):
+            return (yield from self._on_move(items, index, item, came_in))
+        if (directory := self.tree.by_wd.get(item[1])) is not None:
+            yield from self._on_event(directory, item)
+        elif item[2] & joiner.IN_Q_OVERFLOW:
+            raise OverflowedError
+        else:
+            self._watcher.adoption_by(item[1])  # goes untold, so what was listed before is out of date
+            if item[2] & joiner.IN_IGNORED:
+                self._watcher.forget(item[1])
+        return None
+
+    def _on_move(
+        self, items: Sequence[Item], index: int, move: Move, came_in: Move | None
+    ) -> Generator[list[EventRecord], None, int | None]:
+        """Tell of a rename and of its other half, if it is an exchange; `came_in` is the rename right before it."""
+        partner = self.exchanges.partner(items, index)
+        if partner is not None:
+            self.position = _end_of(items[partner])
+        self._came_in = move
+        if (yield from self._renames.on_rename(move, items[partner] if partner is not None else None)):
+            return partner
+        if came_in is not None and self.exchanges.is_swap(came_in, move):
+            yield from self._renames.on_move(came_in, None)
+        elif came_in is not None and (came_in.new_wd, came_in.new_name) == (move.old_wd, move.old_name):
+            self._doubt_what_left(move)
+        return None
 
     def settle(self, position: int, time_ns: int) -> Iterator[list[EventRecord]]:
         """Yield what local operations raise by themselves, once the stream has been processed up to `position`."""
         self._teller.time_ns = time_ns
         yield from self._tell_unheard(position)
         yield from self._teller.flush()
+
+    def look_again(self, time_ns: int) -> Iterator[list[EventRecord]]:
+        """Tell what came to the names in doubt; to be called when everything else has been told."""
+        self._teller.time_ns = time_ns
+        while self.doubtful:
+            (directory, name), is_dir = self.doubtful.popitem()
+            if not directory.gone and not self._arrivals.is_known(directory, name):
+                yield from self._arrivals.meet(directory, name, is_dir)
+        yield from self._teller.flush()
+
+    def _doubt_what_left(self, move: Move) -> None:
+        """Take note that something may be at a name still that was left right after a rename to it.
+
+        inotify merges two IN_MOVED_TO of a name that are next to each other, though their cookies differ: the second
+        may be that of an exchange with a place that is not heard. What it brought is of the same type as what the first
+        one did, or they would not be equal.
+        """
+        directory = self.tree.heard_by(move.old_wd)
+        if directory is not None and self.tree.heard_by(move.new_wd) is None:
+            self.doubtful[directory, move.old_name] = move.is_dir
 
     # --- one event -------------------------------------------------------------------------------------------------
 

@@ -12,11 +12,13 @@ from fusenotify.addresses import Address, TlsAddress, UnixAddress
 from fusenotify.config import QUEUE_FILE
 from fusenotify.errors import DaemonGone, EnvironmentProblem, LimitReached, NotAMount, NotPermitted, UsageError
 from fusenotify.sockets import Stream, TlsStream, connect_tls, connect_unix
+from fusenotify.threads import run_abandonable
 from fusenotify.tls import REFUSED, Tls
 
 Credentials = Tls | ssl.SSLContext  # of a client, for daemons behind TLS
 
 _READ_SIZE: Final = 1 << 20
+_CLOSED: Final = -1  # no descriptor
 _CONNECT: Final = 10.0  # seconds for a connection and its handshake
 GONE: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.ESTALE, errno.EIO})
 
@@ -61,13 +63,14 @@ class QueueFile:
         """
         path = os.path.join(mount_root, QUEUE_FILE)
         try:
-            fd = await anyio.to_thread.run_sync(
-                os.open, path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC, abandon_on_cancel=True
-            )
+            fd = await run_abandonable(lambda: os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC), os.close)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotAMount(f"{mount_root} is not on a fusenotify mount: it has no {QUEUE_FILE}") from error
         except PermissionError as error:
-            raise NotPermitted(f"cannot open {path}: {error.strerror}") from error
+            raise NotPermitted(
+                f"cannot open {path}: {error.strerror}. Only who mounted it can enter a mount, not even root, "
+                "unless it was mounted with -o allow_other; and every directory on the way has to be searchable"
+            ) from error
         except OSError as error:
             if error.errno in GONE:
                 raise DaemonGone(
@@ -105,6 +108,8 @@ class QueueFile:
             return data
 
     def _translated(self, error: OSError) -> Exception:
+        if self._fd == _CLOSED:
+            return anyio.ClosedResourceError()
         return self._gone(error.strerror) if error.errno in GONE else error
 
     def _gone(self, why: str | None) -> DaemonGone:
@@ -112,9 +117,12 @@ class QueueFile:
 
     async def aclose(self) -> None:
         """Close the file; whoever still waits for it gets an error."""
-        anyio.notify_closing(self._fd)
+        fd, self._fd = self._fd, _CLOSED  # its number may soon be another file's
+        if fd == _CLOSED:
+            return
+        anyio.notify_closing(fd)
         with contextlib.suppress(OSError):  # ENOTCONN: the daemon has gone before us; closed it is all the same
-            os.close(self._fd)
+            os.close(fd)
 
 
 class Socket:
@@ -139,7 +147,10 @@ class Socket:
         if isinstance(address, UnixAddress):
             return cls(await _connect_unix(address), address)
         if tls is None:
-            raise UsageError(f"{address} needs a certificate, its key and an authority to check the daemon by")
+            raise UsageError(
+                f"{address} needs a certificate, its key and an authority to check the daemon by: give --cert, "
+                "--key and --ca, in Python tls=fusenotify.Tls(cert, key, ca)"
+            )
         return cls(await _connect_tls(address, tls), address)
 
     async def send(self, data: bytes) -> None:
@@ -179,9 +190,13 @@ async def _connect_unix(address: UnixAddress) -> Stream:
     try:
         return await connect_unix(address.path)
     except PermissionError as error:
-        raise NotPermitted(f"cannot connect to {address.path}: {error.strerror}") from error
+        raise NotPermitted(
+            f"cannot connect to {address}: {error.strerror}. A daemon's socket is for its user and root"
+        ) from error
     except OSError as error:
-        raise DaemonGone(f"nobody listens on {address.path}: {error.strerror or error}") from error
+        raise DaemonGone(
+            f"nobody listens on {address}: {error.strerror or error}. Start a daemon with --listen {address}"
+        ) from error
 
 
 async def _connect_tls(address: TlsAddress, tls: Credentials) -> TlsStream:

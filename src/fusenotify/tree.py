@@ -4,7 +4,8 @@ The tree lags behind the filesystem by what is still unread, on purpose: a path 
 event's place in the order of changes.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final
 
 from fusenotify.identity import InodeKey
@@ -210,3 +211,10 @@ class Tree:
                 return way, None
             way.append(below)
         return way, way[-1]
+
+
+def topmost(directories: Collection[Directory], count: int) -> Iterator[bytes]:
+    """Yield the paths of at most so many directories, leaving out what lies below another one."""
+    all_of_them = set(directories)
+    tops = (one for one in directories if one.parent not in all_of_them)
+    yield from (directory.path for directory in itertools.islice(tops, count))

@@ -11,7 +11,9 @@ from fusenotify.errors import FusenotifyError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: see `fusenotify --help`."""
-    options = build_parser().parse_args(arguments)
+    options, unknown = build_parser().parse_known_args(arguments)
+    if unknown:
+        options.refuse(f"unrecognized arguments: {' '.join(unknown)}")
     logging.basicConfig(
         level=logging.DEBUG if options.debug else logging.WARNING,
         format="fusenotify[%(process)d] %(asctime)s %(levelname)s: %(message)s",

@@ -28,6 +28,11 @@ def run(options: argparse.Namespace) -> int:
     if options.target is not None:
         states.append(ask_status(options.target, _PATIENCE, credentials_of(options)))
     else:
+        if not find_mounts():
+            print(
+                "fusenotify: there is no fusenotify mount here; of `fusenotify serve` ask by its address",
+                file=sys.stderr,
+            )
         for answer in _ask_all():
             if isinstance(answer, Status):
                 states.append(answer)
@@ -74,16 +79,18 @@ def _json_of(state: Status) -> str:
 
 def _describe(state: Status) -> str:
     fields = _fields(state)
-    lines = [f"{fields['source']} on {fields['mountpoint'] or 'no mount'}"]
+    head = f"{fields['source']} on {fields['mountpoint'] or 'no mount'}"
+    told: list[tuple[str, object]] = []
     for name, value in fields.items():
         if name not in _ELSEWHERE:
             text = ", ".join(f"{key} {number}" for key, number in value.items()) if isinstance(value, dict) else value
-            lines.append(f"  {name:<11} {text}")
-    lines += [f"  deaf below  {path}" for path in fields["deaf_paths"]]
-    lines += [f"  queue       {text}" for text in map(_of_queue, state.queues)]
+            told.append((name, text))
+    told += [("deaf below", path) for path in fields["deaf_paths"]]
+    told += [("queue", text) for text in map(_of_queue, state.queues)]
     for name, histogram in ("queued", state.latency.queued), ("sent", state.latency.sent):
-        lines += [f"  {name:<11} {text}" for text in _of_histogram(histogram)]
-    return "\n".join(lines)
+        told += [(name, text) for text in _of_histogram(histogram)]
+    width = max(len(name) for name, _ in told)
+    return "\n".join([head, *(f"  {name:<{width}}  {text}" for name, text in told)])
 
 
 def _of_queue(queue: QueueStatus) -> str:

@@ -27,6 +27,7 @@ from fusenotify.events import (
     parse_kinds,
     utc_text,
 )
+from fusenotify.tls import Tls
 
 _TIMED_OUT = 3
 Batch = list[Event] | str  # events, or the cursor from which on changes are told as they happen
@@ -40,8 +41,9 @@ def run(options: argparse.Namespace) -> int:
 
 async def _watch(options: argparse.Namespace) -> int:
     output.check_open()
-    async with open_group(limit=options.limit, tls=credentials_of(options), reconnect=options.reconnect) as group:
-        marks = [await _mark(group, target, options) for target in options.targets]
+    tls = credentials_of(options)
+    async with open_group(limit=options.limit, tls=tls, reconnect=options.reconnect) as group:
+        marks = [await _mark(group, target, options, tls) for target in options.targets]
         if options.json:
             output.put_line(_ready_line(marks))
         else:
@@ -62,10 +64,10 @@ async def _watch(options: argparse.Namespace) -> int:
         return 0 if collector.collected >= (options.events or 1) else _TIMED_OUT
 
 
-async def _mark(group: Group, target: str, options: argparse.Namespace) -> Mark:
+async def _mark(group: Group, target: str, options: argparse.Namespace, tls: Tls | None) -> Mark:
     return await group.mark(
         target,
-        scope=await scope_of(target, recursive=not options.no_recursive),
+        scope=await scope_of(target, recursive=not options.no_recursive, tls=tls),
         kinds=_kinds(options.kinds),
         origin=Origin(options.origin),
         handles=options.handles,
@@ -207,9 +209,9 @@ def _text_line(event: Event) -> str:
             what = f"{output.shown(event.old_path) or '(outside)'} {arrow} {output.shown(event.path) or '(outside)'}"
         case Kind.OVERFLOW:
             where = "everything" if event.path is None else output.shown(event.path)
-            what = f"events were lost ({event.reason}): look again at {where}"
+            return f"{'':6} overflow    events were lost ({event.reason}): look again at {where}\n"  # on neither side
         case Kind.UNMOUNT:
-            return f"{'':6} unmount\n"  # it happens on neither side
+            return f"{'':6} unmount\n"
         case _:
             what = output.shown(event.path) + ("/" if event.is_dir and event.path != "." else "")
     note = " recovered" if event.recovered else ""

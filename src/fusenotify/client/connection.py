@@ -11,17 +11,27 @@ from fusenotify import protocol
 from fusenotify.batch import Batch
 from fusenotify.client.marks import BATCH, Mark, Question, Source, only_one
 from fusenotify.errors import DaemonGone
-from fusenotify.events import IGNORED, LIVE, OVERFLOW, Event, EventRecord, RecordedEvent, format_cursor
+from fusenotify.events import (
+    DELETE_SELF,
+    IGNORED,
+    LIVE,
+    OVERFLOW,
+    Event,
+    EventRecord,
+    RecordedEvent,
+    format_cursor,
+)
 from fusenotify.protocol import (
     AddMark,
     Done,
     Events,
     FrameBuffer,
     Hello,
+    Recount,
     Refusal,
     RemoveMark,
 )
-from fusenotify.queue import DEFAULT_LIMIT, Queue
+from fusenotify.queue import DEFAULT_LIMIT, End, Queue
 from fusenotify.targets import Target
 from fusenotify.transports import Transport
 
@@ -51,7 +61,8 @@ class Connection:
         self.recalling: dict[int, str] = {}
         # The daemon keeps to the limit. Here is what it had sent when somebody waited for an answer behind it.
         self.queue = Queue(max(limit, DEFAULT_LIMIT))
-        self._dropped = 0
+        self._dropped = 0  # of the events there that found no room, those that have been made good for
+        self._lossy: set[int] = set()  # marks of which everything is to be told anew
         self._on_arrival = on_arrival
         self._transport = transport
         self._frames = FrameBuffer(_REPLY_LIMIT)
@@ -69,7 +80,11 @@ class Connection:
         await self._await_answer(0)
 
     async def request(self, message: Question) -> protocol.Reply:
-        """Send a request and return the answer; the request gets its number here."""
+        """Send a request and return the answer; the request gets its number here.
+
+        Raises:
+            DaemonGone: nobody answers, or no more: another connection may have taken this one's place.
+        """
         self._requests += 1
         number = message.request = self._requests
         try:
@@ -79,6 +94,8 @@ class Connection:
             if self._answers.pop(number, None) is None:
                 self._abandoned.add(number)
             raise
+        except anyio.ClosedResourceError as error:
+            raise DaemonGone(f"the connection to {self.target.given} was lost before there was an answer") from error
 
     async def mark(self, message: AddMark, make: Callable[[Done], Mark]) -> Mark:
         """Send a request for a mark; `make` makes it of the answer.
@@ -118,10 +135,15 @@ class Connection:
     async def _give_up(self, mark: int) -> None:
         """Remove a mark that nobody has come to know, without waiting for the answer."""
         self._forget(mark)
-        self._requests += 1
-        self._abandoned.add(self._requests)
         with suppress(DaemonGone), anyio.move_on_after(_LAST_WORDS, shield=True):
-            await self._send(RemoveMark(self._requests, mark))
+            await self._ask(RemoveMark(0, mark))
+
+    async def _ask(self, message: Question) -> None:
+        """Send a request whose answer nobody waits for."""
+        self._requests += 1
+        message.request = self._requests
+        self._abandoned.add(message.request)
+        await self._send(message)
 
     async def _send(self, message: protocol.Request) -> None:
         async with self._sending:
@@ -145,12 +167,27 @@ class Connection:
             DaemonGone: nothing more will come.
         """
         received = self._received
+        await self._make_good()
         async with self._reading:
             if self._received != received:
                 return
             for payload in self._frames.feed(await self._transport.receive()):
                 self._take(protocol.decode_reply(payload))
             self._received += 1
+
+    async def _make_good(self) -> None:
+        """Have everything in the marks' reach told anew when the queue here was full, and that has been read.
+
+        One mark is asked for at a time, and others may read meanwhile: the daemon takes nothing more from who has left
+        many of its answers unread.
+        """
+        if self.queue.dropped != self._dropped and not self.has_news:
+            self._dropped = self.queue.dropped
+            self._lossy.update(self.marks)
+        if self._lossy:
+            number = next(iter(self._lossy))
+            await self._ask(Recount(0, number))
+            self._lossy.discard(number)
 
     def _take(self, message: protocol.Reply) -> None:
         match message:
@@ -173,11 +210,12 @@ class Connection:
     def _take_events(self, mark: int, records: list[EventRecord]) -> None:
         if not records:
             return
-        self.position = records[-1].seq
+        last = records[-1]
+        self.position = last.seq
         if records[0].kind == OVERFLOW:
             self.lose(records[0].seq, records[0].time_ns, records[0].reason)
             return
-        self.queue.push(mark, Batch(records))
+        self.queue.push(mark, End(records) if last.kind & (DELETE_SELF | IGNORED | LIVE) else Batch(records))
         self._on_arrival(self)
 
     def lose(self, seq: int, time_ns: int, reason: str) -> None:
@@ -227,13 +265,6 @@ class Connection:
         if self.position is None:
             return None
         return self.recalling.get(number) or format_cursor(self.epoch, self.position)
-
-    def owed(self) -> list[int]:
-        """Return, once, the marks whose reach is to be told anew as something here has lost events."""
-        if self.has_news or self.queue.dropped == self._dropped:
-            return []
-        self._dropped = self.queue.dropped
-        return list(self.marks)
 
     async def aclose(self) -> None:
         """Hang up."""

@@ -1,29 +1,28 @@
-"""Groups of marks on daemons and on other filesystems, and the events they let through as an async iterator."""
+"""Groups: marks on daemons and on other filesystems, and the events they let through as an async iterator."""
 
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.lowlevel
-from anyio.abc import TaskGroup
 
 from fusenotify import protocol
-from fusenotify.client.connection import Connection
 from fusenotify.client.marks import Mark, Source, check_mark
+from fusenotify.client.questions import is_directory
+from fusenotify.client.sources import Sources
 from fusenotify.errors import DaemonGone, UsageError
-from fusenotify.events import Event, Kind, Origin, Scope, format_cursor
+from fusenotify.events import Event, EventRecord, Kind, Origin, Scope, format_cursor
 from fusenotify.protocol import AddMark, Done, Recount, Sync
-from fusenotify.queue import DEFAULT_LIMIT
-from fusenotify.targets import LocalTarget, Target, resolve_any
+from fusenotify.targets import LocalTarget, resolve_any
 from fusenotify.transports import Credentials
 
 if TYPE_CHECKING:
     from fusenotify.client.ignoring import Ignore
-    from fusenotify.client.returning import Returning
 
 _ORIGINS: Final = {
     Origin.ANY: protocol.LOCAL_ORIGIN | protocol.REMOTE_ORIGIN,
@@ -41,18 +40,13 @@ class Group:
     def __init__(self, limit: int | None, *, reconnect: bool, tls: Credentials | None) -> None:
         if limit is not None and limit < 1:
             raise UsageError(f"a queue needs room for at least one event, not {limit}")
-        self._limit = limit
         self._reconnect = reconnect
-        self._tls = tls
-        self._sources: dict[object, Source] = {}
-        self._returning: dict[Source, Returning] = {}
-        self._opening = anyio.Lock()
-        self._arrivals: deque[Source] = deque()  # who has queued something, in the order in which it came
+        self._sources = Sources(limit, reconnect=reconnect, tls=tls)
         self._ready: deque[Event] = deque()
-        self._waiting: set[anyio.CancelScope] = set()  # of those who wait for events, to be told of new sources
+        # What was handed on last of a mark that shares its events: those behind it are told the same.
+        self._shared: WeakKeyDictionary[Source, Event] = WeakKeyDictionary()
         self._numbers = 0
         self._has_marked = False
-        self._tasks: TaskGroup | None = None  # for what this process watches itself, and for who is to come back
 
     async def mark(  # noqa: PLR0913 - each says one thing of the mark
         self,
@@ -99,13 +93,13 @@ class Group:
             UsageError: there is no such object, no such kind can be heard, or the group is not open.
             DaemonGone: the daemon does not answer.
         """
-        self._check_open()
+        self._sources.check_open()
         resolved = await anyio.to_thread.run_sync(resolve_any, target)
         scope, kinds, origin = Scope(scope), Kind(kinds), Origin(origin)
         if isinstance(resolved, LocalTarget):
             check_mark(resolved, scope, origin, since)
         patterns = _patterns(ignore, resolved.base) if ignore else None
-        # What is left out here as well cannot end a mark there (see `_end_oneshot`).
+        # What is left out here as well cannot end a mark there (see `_end_oneshot`), nor keep others from having it.
         is_ended_there = patterns is None and not isinstance(resolved, LocalTarget)
         self._numbers += 1
         request = AddMark(
@@ -120,8 +114,9 @@ class Group:
             oneshot=oneshot and is_ended_there,
             handles=handles,
             since=since,
+            shared=patterns is not None or (oneshot and not is_ended_there),
         )
-        key, source = await self._source(resolved, scope)
+        key, source = await self._sources.find(resolved, scope)
 
         def make(answer: Done) -> Mark:
             here = format_cursor(source.epoch, answer.seq)
@@ -133,7 +128,7 @@ class Group:
             self._has_marked = True
             return mark
         finally:
-            await self._let_go(key, source)
+            await self._sources.let_go(key, source)
 
     async def unmark(self, mark: Mark) -> None:
         """Lose an interest; events of it that wait are dropped.
@@ -141,7 +136,7 @@ class Group:
         Raises:
             UsageError: this group has no such mark.
         """
-        self._check_open()
+        self._sources.check_open()
         source = self._sources.get(mark.source)
         if source is None or source.marks.get(mark.number) is not mark:
             raise UsageError(f"this group has no such mark: {mark!r}")
@@ -153,18 +148,12 @@ class Group:
         wanted = [event for event in self._ready if event.mark is not mark]
         self._ready.clear()  # it stays the same one, which others wait to fill
         self._ready.extend(wanted)
-        await self._let_go(mark.source, source)
-
-    async def _let_go(self, key: object, source: Source) -> None:
-        """Stop watching what nobody wants to hear of."""
-        if source.is_idle and self._sources.get(key) is source:
-            del self._sources[key]
-            await source.aclose()
+        await self._sources.let_go(mark.source, source)
 
     async def sync(self) -> None:
         """Return when every change made before this call, on either side of every mount, is in the queue."""
-        self._check_open()
-        for source in tuple(self._sources.values()):
+        self._sources.check_open()
+        for source in self._sources:
             await source.request(Sync(0))
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -190,7 +179,7 @@ class Group:
             DaemonGone: the daemon has ended, and everything it told has been read.
             UsageError: the group never had a mark, so nothing could ever come, or it is not open.
         """
-        tasks = self._check_open()
+        self._sources.check_open()
         if self._ready:
             waiting = list(self._ready)
             self._ready.clear()
@@ -198,72 +187,53 @@ class Group:
         if not self._has_marked:
             raise UsageError("this group has no mark, so nothing can come; call `mark` first")
         while True:
-            await self._take_what_is_there()
-            events = self._oldest(tasks)
+            await self._sources.take_what_is_there()
+            events = self._oldest()
             if events is not None:
                 return events
-            await self._read_any()
-            if self._tasks is None:
-                raise anyio.ClosedResourceError
+            await self._sources.wait()
 
-    async def _take_what_is_there(self) -> None:
-        """Receive from others as well before what waits is handed on: who is always busy must not keep us from them."""
-        silent = [source for source in self._sources.values() if not source.has_news]
-        if not silent or not self._arrivals:
-            return
-
-        failed: list[Exception] = []
-
-        async def read(source: Source) -> None:
-            try:
-                await source.read()
-            except (DaemonGone, anyio.ClosedResourceError):
-                pass  # that is met again when all has been handed on
-            except Exception as error:
-                failed.append(error)
-
-        async with anyio.create_task_group() as tasks:
-            for source in silent:
-                tasks.start_soon(read, source)
-            for _ in range(2):  # by then each has had its turn, and has read what is there
-                await anyio.lowlevel.checkpoint()
-            tasks.cancel_scope.cancel()
-        if failed:
-            raise failed[0]
-
-    def _oldest(self, tasks: TaskGroup) -> list[Event] | None:
+    def _oldest(self) -> list[Event] | None:
         """Return the events that came first, None if there is nothing to hand on."""
-        while self._arrivals:
-            source = self._arrivals.popleft()
-            came = source.pop()
-            events = [seen for event in came for seen in self._seen(event, source, tasks)]
-            for number in source.owed():
-                tasks.start_soon(_recount, source, Recount(0, number))
-            if source.has_news and source not in self._arrivals:
-                self._arrivals.append(source)
-            if events:
-                return self._end_oneshot(events, source, tasks)
-            if not came:
-                return []
+        while (heard := self._sources.pop()) is not None:
+            source, came = heard
+            events = self._handed_on(source, came)
+            if events or not came:
+                return events
         return None
 
-    def _end_oneshot(self, events: list[Event], source: Source, tasks: TaskGroup) -> list[Event]:
-        """Return the events of one mark, only the first if that ends the mark here."""
-        mark = events[0].mark
+    def _handed_on(self, source: Source, heard: list[Event]) -> list[Event]:
+        """Return what is handed on of events of one mark, only the first if that ends the mark here."""
+        told: list[Event] = []
+        for event in heard:
+            shared = self._shared.get(source)
+            if shared is not None and shared.mark is not event.mark and _are_same(shared.record, event.record):
+                continue  # another mark has had it
+            seen = self._seen(event, source)
+            told += seen
+            if len(seen) == 1 and _is_shared(event, source) and _are_same(seen[0].record, event.record):
+                self._shared[source] = event
+            if seen and self._end_oneshot(event, source):
+                return told[:1]
+        return told
+
+    def _end_oneshot(self, event: Event, source: Source) -> bool:
+        """End the mark of an event if that is done here; return whether it is."""
+        mark = event.mark
         if not isinstance(mark, Mark) or not mark.oneshot or source.marks.get(mark.number) is not mark:
-            return events  # or it has ended there
-        if events[0].kind in (Kind.OVERFLOW, Kind.UNMOUNT):
-            return events  # of the whole source
+            return False  # or it has ended there
+        if event.kind in (Kind.OVERFLOW, Kind.UNMOUNT):
+            return False  # of the whole source
         del source.marks[mark.number]
-        tasks.start_soon(self._drop, mark, source)
-        return events[:1]
+        self._sources.tasks.start_soon(self._drop, mark, source)
+        return True
 
     async def _drop(self, mark: Mark, source: Source) -> None:
         with suppress(DaemonGone, UsageError):  # the source has gone, which is told elsewhere, or the mark has
             await source.unmark(mark)
-        await self._let_go(mark.source, source)
+        await self._sources.let_go(mark.source, source)
 
-    def _seen(self, event: Event, source: Source, tasks: TaskGroup) -> list[Event]:
+    def _seen(self, event: Event, source: Source) -> list[Event]:
         """Return what the ignore patterns of its mark leave of an event."""
         mark = event.mark
         if not isinstance(mark, Mark) or mark.ignore is None:
@@ -271,125 +241,38 @@ class Group:
         told = mark.ignore.apply(event.record)
         for record in told:
             for path in mark.ignore.uncovers(record, event.record):
-                tasks.start_soon(_recount, source, Recount(0, mark.number, path))
+                self._sources.tasks.start_soon(_recount, source, Recount(0, mark.number, path))
         return [event.told_as(record) for record in told]
-
-    async def _read_any(self) -> None:
-        """Wait until there is more to hand on, or somebody else to listen to."""
-        with anyio.CancelScope() as waiting:  # what is read is not lost when it is cancelled
-            self._waiting.add(waiting)
-            try:
-                if not self._sources:
-                    await anyio.sleep_forever()
-                await self._read_first(tuple(self._sources.values()))
-            finally:
-                self._waiting.remove(waiting)
-
-    async def _read_first(self, sources: Sequence[Source]) -> None:
-        if len(sources) == 1:
-            await self._read(sources[0])
-            return
-        failed: list[Exception] = []
-
-        async def read(source: Source, scope: anyio.CancelScope) -> None:
-            try:
-                await self._read(source)
-            except Exception as error:
-                failed.append(error)
-            scope.cancel()
-
-        async with anyio.create_task_group() as tasks:
-            for source in sources:
-                tasks.start_soon(read, source, tasks.cancel_scope)
-        if failed:
-            raise failed[0]
-
-    async def _read(self, source: Source) -> None:
-        try:
-            await source.read()
-        except DaemonGone:
-            if not self._reconnect:
-                raise
-            await self._wait_for_return(source)
-        except anyio.ClosedResourceError:
-            if self._tasks is None or source in self._sources.values():
-                raise  # else it was let go of, and there are others to listen to
-
-    async def _wait_for_return(self, lost: Source) -> None:
-        """Return when another source has taken the place of one that was lost."""
-        returning = self._returning.get(lost)
-        if returning is None:
-            from fusenotify.client.returning import Returning  # noqa: PLC0415 - few have a use for it
-
-            returning = self._returning[lost] = Returning(lost, self._open, self._replace)
-            self._check_open().start_soon(returning.run)
-        await returning.wait()
-
-    async def _replace(self, lost: Source, found: Source) -> None:
-        for key in [key for key, source in self._sources.items() if source is lost]:
-            self._sources[key] = found
-        del self._returning[lost]
-        await lost.aclose()
-
-    async def _source(self, target: Target | LocalTarget, scope: Scope) -> tuple[object, Source]:
-        key = (target.real, scope) if isinstance(target, LocalTarget) else target.key
-        async with self._opening:
-            source = self._sources.get(key)
-            if source is None:
-                source = self._sources[key] = await self._open(target, scope)
-                for waiting in self._waiting:
-                    waiting.cancel()
-            return key, source
-
-    async def _open(self, target: Target | LocalTarget, scope: Scope) -> Source:
-        tasks = self._check_open()
-        limit = self._limit or DEFAULT_LIMIT
-        if isinstance(target, LocalTarget):
-            from fusenotify.client.local import LocalTree  # noqa: PLC0415 - most have no use for the event path
-
-            tree = LocalTree(target, scope, limit, self._arrivals.append)
-            try:
-                await tree.start(tasks)
-            except BaseException:
-                await tree.aclose()
-                raise
-            return tree
-        connection = Connection(target, await target.connect(self._tls), limit, self._arrivals.append)
-        try:
-            await connection.hello(self._limit or 0)
-        except BaseException:
-            await connection.aclose()
-            raise
-        return connection
-
-    def _check_open(self) -> TaskGroup:
-        if self._tasks is None:
-            raise UsageError("this group is not open: use it inside `async with open_group() as group:`")
-        return self._tasks
 
     async def __aenter__(self) -> "Group":
         """Use `async with open_group() as group`."""
-        self._tasks = await anyio.create_task_group().__aenter__()
+        await self._sources.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Hang up on every daemon."""
-        tasks, self._tasks = self._check_open(), None
-        tasks.cancel_scope.cancel()
-        for waiting in self._waiting:
-            waiting.cancel()
-        # The tasks have nothing to do with the error of the block, which leaves it as it is.
-        await tasks.__aexit__(None, None, None)
-        while self._sources:
-            await self._sources.popitem()[1].aclose()
+        await self._sources.aclose()
 
 
 def _patterns(lines: Collection[str], base: bytes) -> "Ignore":
+    if isinstance(lines, str):
+        raise UsageError(f"ignore takes several patterns, not one text: ignore=[{lines!r}]")
     from fusenotify.client.ignoring import Ignore  # noqa: PLC0415 - few have a use for it, and pathspec is slow to load
 
     return Ignore(lines, base)
+
+
+def _is_shared(event: Event, source: Source) -> bool:
+    """Whether other marks are told of an event as well, as that of its mark may leave it out here."""
+    asked = source.asked.get(event.mark.number) if isinstance(event.mark, Mark) else None
+    return asked is not None and asked.shared
+
+
+def _are_same(one: EventRecord, other: EventRecord) -> bool:
+    """Whether two marks were told the same, with handles or without."""
+    return (one.seq, one.kind, one.path, one.old_path) == (other.seq, other.kind, other.path, other.old_path)
 
 
 async def _recount(source: Source, request: Recount) -> None:
@@ -431,17 +314,22 @@ async def watch(
         raise UsageError("nothing to watch: name at least one target")
     async with open_group(limit=limit, reconnect=reconnect, tls=tls) as group:
         for target in targets:
-            scope = await scope_of(target, recursive=recursive)
+            scope = await scope_of(target, recursive=recursive, tls=tls)
             await group.mark(target, scope=scope, kinds=kinds, origin=origin, ignore=ignore, since=since)
         yield group
 
 
-async def scope_of(target: str | os.PathLike[str], *, recursive: bool) -> Scope:
+async def scope_of(target: str | os.PathLike[str], *, recursive: bool, tls: Credentials | None = None) -> Scope:
     """Return how far a mark on a target reaches that is told nothing else: a file is marked by itself.
 
     Raises:
         UsageError: there is nothing of this name.
+        FusenotifyError: the daemon that has to be asked cannot be, as in `Group.mark`.
     """
-    if not (await anyio.to_thread.run_sync(resolve_any, target)).is_dir:
+    resolved = await anyio.to_thread.run_sync(resolve_any, target)
+    is_dir = resolved.is_dir
+    if is_dir is None and not isinstance(resolved, LocalTarget):
+        is_dir = await is_directory(resolved, tls)
+    if not is_dir:
         return Scope.INODE
     return Scope.SUBTREE if recursive else Scope.DIR

@@ -19,12 +19,12 @@ from msgspec.structs import replace
 
 from fusenotify.backing import Backing
 from fusenotify.client.marks import BATCH, Mark, Question, Source, only_one
-from fusenotify.errors import DaemonGone, EnvironmentProblem, NotAMount, NotPermitted
+from fusenotify.errors import DaemonGone, EnvironmentProblem, NotAMount, NotPermitted, UsageError
 from fusenotify.eventpath import EventPath
-from fusenotify.events import EXCHANGE, LOCAL, OVERFLOW, UNMOUNT, Event, EventRecord, Reason, Scope
+from fusenotify.events import IGNORED, LOCAL, OVERFLOW, Event, EventRecord, Scope
 from fusenotify.filesystems import Filesystems
 from fusenotify.mountinfo import read_mounts
-from fusenotify.protocol import DIR, REMOTE_ORIGIN, SUBTREE, AddMark, Done, Recount, RemoveMark, Sync
+from fusenotify.protocol import REMOTE_ORIGIN, AddMark, Done, Recount, RemoveMark, Sync
 from fusenotify.root import Root
 from fusenotify.targets import LocalTarget
 from fusenotify.tree import ROOT_PATH
@@ -57,12 +57,10 @@ class LocalTree:
         self.marks: dict[int, Mark] = {}
         self.asked: dict[int, AddMark] = {}
         self.position: int | None = None
-        # An object is heard in its directory; of what else is heard there nothing is told.
-        self._only = _name_in_directory(target) if scope == Scope.INODE else None
-        self._root_path = os.path.dirname(target.real) if self._only not in (None, ROOT_PATH) else target.real
+        # A file is heard in its directory, alone: whatever else happens there is not asked for.
+        self._root_path, self._marked = (target.real, ROOT_PATH) if target.is_dir else _place_of(target.real)
         self._on_arrival = on_arrival
         self._being_marked = 0
-        self._owed: set[int] = set()
         self._news = anyio.Event()
         self._failure: Exception | None = None
         self._tasks = anyio.CancelScope()
@@ -134,8 +132,7 @@ class LocalTree:
         match message:
             case AddMark():
                 await self._hearing.caught_up()
-                with closing(self._backing.find_root()) as root:
-                    self._groups.mark(self._group, message, root)
+                self._add(message)
                 await self._hearing.attend()
             case RemoveMark(_, number):
                 self._group.remove(number)
@@ -150,13 +147,21 @@ class LocalTree:
                 raise NotAMount(f"{self.target.given} is not on a fusenotify mount")
         return Done(message.request, self._teller.seq)
 
+    def _add(self, message: AddMark) -> None:
+        try:
+            found = self._backing.find_beneath(message.path)
+        except OSError as error:
+            raise UsageError(f"cannot mark {self.target.given}: {error.strerror}") from error
+        with closing(found):
+            if not self._groups.mark(self._group, message, found):
+                raise UsageError(f"{self.target.given} was replaced while it was being marked; try again")
+
     async def mark(self, message: AddMark, make: Callable[[Done], Mark]) -> Mark:
-        """Add a mark on the whole tree, which is what was marked."""
-        scope = SUBTREE if message.scope == SUBTREE else DIR
+        """Add a mark on what this watches."""
         # To the event path, what is heard on a filesystem is made behind a mount; there is none here.
         self._being_marked += 1
         try:
-            answer = await self.request(replace(message, path=ROOT_PATH, scope=scope, origins=REMOTE_ORIGIN))
+            answer = await self.request(replace(message, path=self._marked, origins=REMOTE_ORIGIN))
         finally:
             self._being_marked -= 1
         mark = make(answer)
@@ -217,43 +222,17 @@ class LocalTree:
         mark = self.marks.get(number) if number else only_one(self.marks)
         if mark is None and number:
             return []  # unmarked meanwhile
-        seen = (self._seen(record) for record in batch.records)
-        return [Event(record, self.epoch, mark) for record in seen if record is not None]
+        if number and batch.records[-1].kind == IGNORED:
+            del self.marks[number], self.asked[number]  # it has ended
+        return [Event(self._seen(record), self.epoch, mark) for record in batch.records]
 
-    def _seen(self, record: EventRecord) -> EventRecord | None:
-        """Return an event as it is told; None for what happened to others than the only one that is marked."""
+    def _seen(self, record: EventRecord) -> EventRecord:
+        """Return an event as it is told."""
         self.position = record.seq
         if record.kind == OVERFLOW:
-            return self._on_overflow(record)
-        heard = record if self._only is None or record.kind == UNMOUNT else self._of_only(record)
-        if heard is None:
-            return None
-        path, old_path = self._absolute(heard.path), self._absolute(heard.old_path)
-        return replace(heard, flags=heard.flags | LOCAL, path=path, old_path=old_path)
-
-    def _of_only(self, record: EventRecord) -> EventRecord | None:
-        """Return what of an event concerns the one object that is marked, which is followed in its directory."""
-        if record.old_path == self._only:
-            self._only = record.path or self._only
-            return record
-        if record.path != self._only:
-            return None
-        if record.flags & EXCHANGE:
-            self._only = record.old_path
-            return record
-        return replace(record, old_path=None)
-
-    def _on_overflow(self, record: EventRecord) -> EventRecord:
-        """Have everything told anew where whoever reads was too slow."""
-        if record.reason == Reason.QUEUE:  # what the kernel has lost the event path finds out
-            self._owed.update(self.marks)
-        return replace(record, path=os.fsencode(self._root_path))
-
-    def owed(self) -> list[int]:
-        """Return, once, the marks whose reach is to be told anew as something here has lost events."""
-        owed = list(self._owed)
-        self._owed.clear()
-        return owed
+            return replace(record, path=os.fsencode(self._root_path))
+        path, old_path = self._absolute(record.path), self._absolute(record.old_path)
+        return replace(record, flags=record.flags | LOCAL, path=path, old_path=old_path)
 
     @property
     def _prefix(self) -> bytes:
@@ -275,5 +254,7 @@ class LocalTree:
         self._closing.close()
 
 
-def _name_in_directory(target: LocalTarget) -> bytes:
-    return ROOT_PATH if target.is_dir else os.fsencode(os.path.basename(target.real))
+def _place_of(path: str) -> tuple[str, bytes]:
+    """Return the directory that something lies in, and its name there."""
+    above, name = os.path.split(path)
+    return above, os.fsencode(name)

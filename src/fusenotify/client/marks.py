@@ -114,9 +114,6 @@ class Source(Protocol):
     def cursor_of(self, number: int) -> str | None:
         """Return the cursor from which a mark misses nothing, if nothing more comes of this source; None if none is."""
 
-    def owed(self) -> list[int]:
-        """Return, once, the marks whose reach is to be told anew as something here has lost events."""
-
     async def aclose(self) -> None:
         """Let go of everything."""
 
@@ -141,6 +138,8 @@ def check_mark(target: LocalTarget, scope: Scope, origin: Origin, since: str | N
             "mount it with `fusenotify mount SOURCE DIR`, or ask for local changes as well"
         )
     if scope == Scope.FILESYSTEM:
-        raise UsageError(f"{target.given} is not on a fusenotify mount, where no mark reaches so far: mark a subtree")
+        raise UsageError(
+            f"{target.given} is not on a fusenotify mount, and only such a one can be marked as a whole: mark a subtree"
+        )
     if scope != Scope.INODE and not target.is_dir:
         raise UsageError(f"{target.given} is no directory; mark it with the scope `inode`")

@@ -72,6 +72,11 @@ async def locate(target: str | os.PathLike[str], handle: str, *, tls: Credential
     return os.fsdecode((await ask(resolved, Locate(0, handle), Location, tls)).path)
 
 
+async def is_directory(target: Target, tls: Credentials | None) -> bool:
+    """Ask the daemon of a target whether that is a directory (errors as `lookup`)."""
+    return (await ask(target, Lookup(0, target.path), Handle, tls)).is_dir
+
+
 async def ask(target: Target, question: Question, kind: type[_Answer], tls: Credentials | None) -> _Answer:
     """Ask one question of a daemon, by a connection of its own."""
     async with connected(target, tls) as connection:

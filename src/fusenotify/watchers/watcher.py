@@ -7,10 +7,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
-from fusenotify.backing import Entry, entries_of
+from fusenotify.beneath import Entry, entries_of
 from fusenotify.identity import InodeKey
 from fusenotify.joiner import RawEvent
+
+_QUITE_NEW: Final = 1.0  # seconds
 
 
 @dataclass(slots=True)
@@ -46,6 +49,7 @@ class Watcher(ABC):
 
     def __init__(self) -> None:
         self.adoptions: dict[InodeKey, Adoption] = {}
+        self._early: dict[int, float] = {}  # watches that were set by adoptions that were kept, and when
         self.on_data: Callable[[], None] = lambda: None
         self.root_wd: int | None = None
         self._wds: dict[InodeKey, int] = {}
@@ -177,6 +181,23 @@ class Watcher(ABC):
     def has_heard_of(self, key: InodeKey) -> bool:
         """Whether a directory is watched, or was found to be unwatchable."""
         return key in self._wds or key in self._refused
+
+    def keep(self, adoption: Adoption) -> None:
+        """Keep an adoption for when the stream comes to its directory."""
+        self.adoptions[adoption.key] = adoption
+        if adoption.wd is not None:
+            self._early[adoption.wd] = time.monotonic()
+
+    def drop_early(self, is_known: Callable[[int], bool]) -> None:
+        """Unwatch directories that were adopted and have gone before the stream came to them, which it has by now.
+
+        The kernel shows a new name a moment before it queues the event of it, so those that are quite new are spared.
+        """
+        for wd in [wd for wd, since in self._early.items() if since < time.monotonic() - _QUITE_NEW]:
+            del self._early[wd]
+            if not is_known(wd):
+                self.adoption_by(wd)
+                self.unwatch(wd)
 
     def adoption_by(self, wd: int) -> Adoption | None:
         """Take out the adoption that set a watch, if that is the last one of its directory; else return None."""
