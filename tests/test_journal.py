@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,22 @@ async def test_an_end_without_a_journal_is_told_to_the_next_run(directory: Path)
         later = await journal.cursor()
     async with journalled(source, state) as journal:
         assert not (await journal.since(later))[1]
+
+
+async def test_names_that_were_not_looked_at_before_the_end(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who took a cursor while the tree was still being recorded may know names that no row tells of."""
+    source, state = directory / "source", directory / "state"
+    source.mkdir()
+    (source / "file").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(scribe.Scribe, "_compare", lambda _: time.sleep(0.01))
+        async with journalled(source, state) as journal:
+            await journal.export.journal._written(0)
+            cursor = journal.export.journal._history.cursor_at(0)
+            shutil.copytree(state, directory / "killed")
+    (source / "file").unlink()
+    async with journalled(source, directory / "killed") as journal:
+        assert (await journal.since(cursor))[1]
 
 
 async def test_an_older_database_is_brought_up_to_date(directory: Path) -> None:

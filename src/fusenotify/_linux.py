@@ -34,7 +34,6 @@ SYS_FUTEX: Final = {"x86_64": 202}.get(platform.machine(), 98)
 _CAPABILITIES_OF_THIS_THREAD: Final = struct.pack("=Ii", 0x20080522, 0)  # version 3 of the interface
 _STATX_BASIC: Final = 0x7FF
 _STATX_BTIME: Final = 0x800
-_STATX_MNT_ID_UNIQUE: Final = 0x4000
 _SYS_OPENAT2: Final = 437  # the same number on every architecture
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -155,16 +154,6 @@ def statx_times(fd: int) -> Times:
     born = struct.unpack_from("=qI", buffer, 0x50)
     changed = struct.unpack_from("=qI", buffer, 0x60)
     return Times(born[0] * 1_000_000_000 + born[1], changed[0] * 1_000_000_000 + changed[1])
-
-
-def unique_mount_id(fd: int) -> int | None:
-    """Return the number of the mount of a descriptor, which no other has had since the boot; None before Linux 6.8."""
-    buffer = ctypes.create_string_buffer(256)
-    if _libc.statx(fd, b"", AT_EMPTY_PATH, _STATX_MNT_ID_UNIQUE, buffer) != 0:
-        _raise_errno()
-    (known,) = struct.unpack_from("=I", buffer, 0)
-    (number,) = struct.unpack_from("=Q", buffer, 0x90)
-    return int(number) if known & _STATX_MNT_ID_UNIQUE else None
 
 
 def syncfs(fd: int) -> None:

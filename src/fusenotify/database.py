@@ -33,7 +33,8 @@ _VERSIONS: Final = (
     ),
     (
         """CREATE TABLE epoch (ordinal INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, seq INTEGER NOT NULL,
-           is_clean INTEGER NOT NULL, is_exclusive INTEGER NOT NULL, place TEXT NOT NULL)""",
+           is_clean INTEGER NOT NULL, is_exclusive INTEGER NOT NULL,
+           is_compared INTEGER NOT NULL)""",
         """CREATE TABLE entry (id INTEGER PRIMARY KEY, parent INTEGER NOT NULL, name BLOB NOT NULL,
            kind INTEGER NOT NULL, inode INTEGER NOT NULL, size INTEGER NOT NULL, mtime INTEGER NOT NULL,
            ctime INTEGER NOT NULL, links INTEGER NOT NULL, changed INTEGER NOT NULL, born INTEGER NOT NULL,

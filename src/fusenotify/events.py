@@ -143,7 +143,7 @@ class Event:
         self._epoch = epoch
         self.mark = mark
 
-    def told_as(self, record: EventRecord) -> "Event":
+    def _told_as(self, record: EventRecord) -> "Event":
         """Return the same event with another record: what of it is to be told."""
         return Event(record, self._epoch, self.mark)
 
@@ -239,7 +239,7 @@ class RecordedEvent(Event):
         super().__init__(record, "", mark)
         self._since = since
 
-    def told_as(self, record: EventRecord) -> "Event":
+    def _told_as(self, record: EventRecord) -> "Event":
         """Return the same event with another record: what of it is to be told."""
         return RecordedEvent(record, self._since, self.mark)
 

@@ -45,7 +45,7 @@ class _Epoch(NamedTuple):
     seq: int
     is_clean: bool
     is_exclusive: bool
-    place: str
+    is_compared: bool
 
 
 class History:
@@ -59,27 +59,27 @@ class History:
         was_exclusive: nobody else changed the tree in the run before, and what was known of the tree then was complete.
     """
 
-    def __init__(self, database: Database, tree: Identity, place: str, *, is_exclusive: bool) -> None:
+    def __init__(self, database: Database, tree: Identity, *, is_exclusive: bool) -> None:
         """Read what there is, and name a new run.
 
         Args:
             database: where it is kept.
             tree: the root.
-            place: what is another one after each power failure.
             is_exclusive: nobody else changes the tree.
         """
         self._tag = hashlib.sha256(tree.packed()).hexdigest()[:8]
         self.epoch = self._tag + secrets.token_hex(4)
         self._is_exclusive = is_exclusive
-        self._place = place
         with database.reading() as connection:
-            rows = connection.execute("SELECT name, ordinal, seq, is_clean, is_exclusive, place FROM epoch").fetchall()
+            rows = connection.execute(
+                "SELECT name, ordinal, seq, is_clean, is_exclusive, is_compared FROM epoch"
+            ).fetchall()
             self.touched = {inode for (inode,) in connection.execute("SELECT inode FROM touched")}
         self._epochs = {name: _Epoch(*rest) for name, *rest in rows}
         last = max(self._epochs.values(), default=None)
         self.has_earlier = last is not None
         self._ordinal = 1 if last is None else last.ordinal + 1
-        self.was_exclusive = last is not None and last.is_exclusive and bool(database.about("complete") == last.ordinal)
+        self.was_exclusive = last is not None and bool(last.is_exclusive and last.is_compared)
         self.start = self._ordinal << _SEQ_BITS
         self._floor = database.about(_FLOOR)
         self._sound = database.path.with_name(SOUND_NAME)
@@ -113,9 +113,9 @@ class History:
     def written(self, connection: sqlite3.Connection, seq: int, *, is_clean: bool = False) -> None:
         """Write down, in a transaction, that everything up to an event of this run is in the database."""
         connection.execute(
-            "INSERT INTO epoch VALUES (?, ?, ?, ?, ?, ?) "
+            "INSERT INTO epoch VALUES (?, ?, ?, ?, ?, FALSE) "
             "ON CONFLICT (ordinal) DO UPDATE SET seq = excluded.seq, is_clean = excluded.is_clean",
-            (self._ordinal, self.epoch, seq, is_clean, self._is_exclusive, self._place),
+            (self._ordinal, self.epoch, seq, is_clean, self._is_exclusive),
         )
 
     def ended(self, connection: sqlite3.Connection, seq: int) -> None:
@@ -123,10 +123,15 @@ class History:
         connection.execute("DELETE FROM touched")
         self.written(connection, seq, is_clean=True)
 
+    def lost(self, connection: sqlite3.Connection) -> set[int]:
+        """Write down, in a transaction, that events are lost; return the directories where something was to change."""
+        connection.execute("UPDATE epoch SET is_compared = FALSE WHERE ordinal = ?", (self._ordinal,))
+        return {inode for (inode,) in connection.execute("SELECT inode FROM touched")}
+
     def compared(self, connection: sqlite3.Connection) -> None:
         """Write down, in a transaction, that the whole tree is known as it is: earlier runs leave nothing in doubt."""
         connection.execute("DELETE FROM touched WHERE epoch < ?", (self._ordinal,))
-        set_about(connection, "complete", self._ordinal)
+        connection.execute("UPDATE epoch SET is_compared = TRUE WHERE ordinal = ?", (self._ordinal,))
         self._raise_floor(connection, max(0, self._ordinal - _MOST_EPOCHS) << _SEQ_BITS)
 
     def touch(self, connection: sqlite3.Connection, directories: set[int]) -> None:
@@ -163,10 +168,10 @@ class History:
     def _earlier(self, epoch: _Epoch | None, seq: int) -> int | None:
         """Return a position of an earlier run.
 
-        What was told and not written down is lost with the daemon: a name that came then and has gone since is in no
-        row, though who has the cursor knows it.
+        A name that was told and not written down, or that was there before the run and had not been looked at when it
+        ended, is in no row. If it has gone since, nothing tells of it, though who has the cursor may know it.
         """
-        if epoch is None or seq > epoch.seq:
+        if epoch is None or seq > epoch.seq or not epoch.is_compared:
             return None
         return (epoch.ordinal << _SEQ_BITS) + seq
 

@@ -15,12 +15,10 @@ import logging
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Final, TypeVar
 
 import trio
 
-from fusenotify import _linux
 from fusenotify.answering import Answer, Change, Question, RowsSince, Scan, looked_at
 from fusenotify.backing import Backing
 from fusenotify.config import JournalRules
@@ -78,7 +76,7 @@ class Journal:
         self._advance = advance
         self._is_strict = rules.strict
         tree = backing.identify(backing.root_fd)
-        self._history = History(database, tree, _place_of(backing.root_fd), is_exclusive=rules.exclusive)
+        self._history = History(database, tree, is_exclusive=rules.exclusive)
         self.epoch = self._history.epoch
         self._scribe = Scribe(
             database, self._history, backing, filesystems, is_exclusive=rules.exclusive, on_progress=self._on_progress
@@ -226,10 +224,17 @@ class Journal:
         return found[0]
 
     async def cursor(self) -> str:
-        """Return the current position, which is honoured also if the power fails right now."""
+        """Return the current position, which is honoured also if the power fails right now.
+
+        It waits for the comparison of the start, if that is still under way.
+        """
+        return self._history.cursor_at(await self._promised())
+
+    async def _promised(self) -> int:
         seq = self._position()
         await self._written(seq)
-        return self._history.cursor_at(seq)
+        await self._until(lambda: self._scribe.is_ready)
+        return seq
 
     async def create_snapshot(self, name: str) -> str:
         """Keep the history from now on under a name, and return the cursor. One of the same name is replaced.
@@ -239,8 +244,7 @@ class Journal:
             LimitReached: there are too many.
             EnvironmentProblem: the journal cannot be written.
         """
-        seq = self._position()
-        await self._written(seq)
+        seq = await self._promised()
         return await self._in_transaction(lambda connection: self._history.add_snapshot(connection, name, seq))
 
     async def snapshots(self) -> Sequence[SnapshotRow]:
@@ -290,13 +294,3 @@ class Journal:
     def _tell_progress(self) -> None:
         self._progress.set()
         self._progress = trio.Event()
-
-
-def _place_of(fd: int) -> str:
-    """Return what a power failure of the tree changes: the boot, and the mount; empty where that cannot be told."""
-    try:
-        mount = _linux.unique_mount_id(fd)
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-    return f"{boot} {mount}" if mount is not None else ""

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from fusenotify.backing import Backing
 from fusenotify.database import Database
@@ -37,6 +37,23 @@ _MOST_YOUNG: Final = 1 << 14
 _END: Final = 10.0  # seconds that the end may take
 
 Looks = dict[bytes, Look]
+
+
+class _Task(NamedTuple):
+    """What is to be done at one time.
+
+    Attributes:
+        batches: events.
+        seq: the last of them.
+        looks_at_links, looks_again: see `Scribe.hurry`.
+        is_lost: events before these are lost.
+    """
+
+    batches: list[Sequence[EventRecord]]
+    seq: int
+    looks_at_links: bool
+    looks_again: bool
+    is_lost: bool
 
 
 class Scribe:
@@ -214,22 +231,16 @@ class Scribe:
                 return False
             self._has_begun = True
             self._history.set_sound(True)
-        with self._due:
-            batches, self._pending = self._pending, []
-            self._waiting = 0
-            seq = max(self._followed, self._wanted)
-            looks_at_links, self._looks_at_links = self._looks_at_links, False
-            looks_again, self._looks_again = self._looks_again, False
-            is_lost, self._is_lost = self._is_lost, False
-        if is_lost:
-            self._start_over(seq)
-        records = [record for batch in batches for record in batch if record.kind & CHANGES]
-        is_due = bool(batches) or seq > self.written or self.is_failing
-        if is_due and not self._attempt_events(records, seq, looks_at_links=looks_at_links, looks_again=looks_again):
-            with self._due:
-                self._pending = batches + self._pending
-                self._waiting += sum(map(len, batches))
-                self._looks_at_links |= looks_at_links
+        task = self._take()
+        if task.is_lost:
+            self.is_ready = False
+            if not self._attempt(functools.partial(self._start_over, task.seq)):
+                self._is_lost = True
+                return False
+        records = [record for batch in task.batches for record in batch if record.kind & CHANGES]
+        is_due = bool(task.batches) or task.seq > self.written or self.is_failing
+        if is_due and not self._attempt_events(records, task):
+            self._put_back(task)
             return True
         if not self.is_ready or self._inventory:
             self._compare()
@@ -237,6 +248,20 @@ class Scribe:
             self._attempt(self._keep_house)
         self._since_housekeeping += len(records)
         return bool(records)
+
+    def _take(self) -> _Task:
+        with self._due:
+            seq = max(self._followed, self._wanted)
+            task = _Task(self._pending, seq, self._looks_at_links, self._looks_again, self._is_lost)
+            self._pending, self._waiting = [], 0
+            self._looks_at_links = self._looks_again = self._is_lost = False
+            return task
+
+    def _put_back(self, task: _Task) -> None:
+        with self._due:
+            self._pending = task.batches + self._pending
+            self._waiting += sum(map(len, task.batches))
+            self._looks_at_links |= task.looks_at_links
 
     def _attempt(self, work: Callable[[sqlite3.Connection], object]) -> bool:
         """Do something that the disk may not let us do, and return whether it did."""
@@ -264,22 +289,18 @@ class Scribe:
             self._history.set_sound(False)
         self.is_failing = True
 
-    def _start_over(self, seq: int) -> None:
+    def _start_over(self, seq: int, connection: sqlite3.Connection) -> None:
         """Look at everything anew; where we heard of changes, what is there may have changed without a trace."""
-        with self._database.reading() as connection:
-            touched = {inode for (inode,) in connection.execute("SELECT inode FROM touched")}
-        self.is_ready = False
+        touched = self._history.lost(connection)
         self._inventory.begin(self._history.start + seq, touched | self._recorded)
 
     # --- events ------------------------------------------------------------------------------------------------------
 
-    def _attempt_events(
-        self, records: Sequence[EventRecord], seq: int, *, looks_at_links: bool, looks_again: bool
-    ) -> bool:
+    def _attempt_events(self, records: Sequence[EventRecord], task: _Task) -> bool:
         steps = list(folded(records))
         looks, directories = self._look(steps)
-        links = self._changed_links() if looks_at_links else []
-        older = self._look_again() if looks_again else {}
+        links = self._changed_links() if task.looks_at_links else []
+        older = self._look_again() if task.looks_again else {}
         touched: set[int] = set()
 
         def write(connection: sqlite3.Connection) -> None:
@@ -288,17 +309,17 @@ class Scribe:
             touched.difference_update(self._recorded)
             self._write_steps(steps, looks)
             for row, look in links:
-                self._entries.touch(row, look, self._history.start + seq)
+                self._entries.touch(row, look, self._history.start + task.seq)
             for path, look in older.items():
                 self._entries.look_again(path, look)
             self._history.touch(connection, touched)
-            self._history.written(connection, seq)
+            self._history.written(connection, task.seq)
             self.has_links = self._entries.has_links()
 
         if not self._attempt(write):
             return False
         self._recorded |= touched
-        self.written = seq
+        self.written = task.seq
         self._note_young(looks.items())
         self._inventory.look_again(is_idle=False)
         while self._entries.unlisted:

@@ -242,7 +242,7 @@ class Group:
         for record in told:
             for path in mark.ignore.uncovers(record, event.record):
                 self._sources.tasks.start_soon(_recount, source, Recount(0, mark.number, path))
-        return [event.told_as(record) for record in told]
+        return [event._told_as(record) for record in told]
 
     async def __aenter__(self) -> "Group":
         """Use `async with open_group() as group`."""
