@@ -12,10 +12,10 @@ import trio
 
 from fusenotify import scribe
 from fusenotify.database import FILE_NAME
-from fusenotify.entries import RACY
 from fusenotify.errors import BadCursor, UsageError
 from fusenotify.history import SOUND_NAME
 from fusenotify.identity import FileHandle
+from fusenotify.rows import RACY
 from fusenotify.store import NodeRow
 from tests.filesystems import filesystem
 from tests.journalling import journalled, named
