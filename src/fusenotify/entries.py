@@ -194,10 +194,24 @@ class Entries:
 
     def look_again(self, path: bytes, look: Look) -> None:
         """Take over the time of change of what had changed only just before it was looked at, if it is as it was."""
-        above, _, name = path.rpartition(b"/")
-        row = self.find(self._ids.get(above or b".", -1), name)
+        row = self._at(path)
         if row is not None and row.ctime == 0 and row._replace(ctime=look.ctime).is_as(look):
             self.touch(row, look, row.changed)
+
+    def renew(self, path: bytes, look: Look) -> int:
+        """Take over what a directory is, not as a change; return the inode number of the one it is in, 0 if unknown."""
+        row = self._at(path)
+        if row is None or row.kind != DIRECTORY or row.inode not in (look.inode, 0):
+            return 0
+        if not row.is_as(look):
+            self.touch(row, look, row.changed)
+        return self.inode_of(path.rpartition(b"/")[0] or b".")
+
+    def _at(self, path: bytes) -> Row | None:
+        if path == b".":
+            return self.find(0, b"")
+        above, _, name = path.rpartition(b"/")
+        return self.find(self._ids.get(above or b".", -1), name)
 
     def remove(self, row: Row, changed: int) -> None:
         """Write down that what was there is gone."""
@@ -234,11 +248,13 @@ class Entries:
 
     # --- paths -------------------------------------------------------------------------------------------------------
 
-    def add_root(self, look: Look, changed: int) -> None:
-        """Have a row for the root."""
-        row = self._connection.execute("SELECT id FROM entry WHERE id = ?", (ROOT_ID,)).fetchone()
+    def compare_root(self, look: Look, changed: int) -> None:
+        """Write down that the root has changed, if it has."""
+        row = self.find(0, b"")
         if row is None:
             self._connection.execute(_INSERT, Row(ROOT_ID, 0, b"", DIRECTORY, *look[:5], changed, 0, 0))
+        elif not row.is_as(look):
+            self.touch(row, look, changed)
 
     def _place(self, path: bytes, changed: int) -> tuple[int, bytes]:
         """Return the directory and the name that a path stands for."""

@@ -25,8 +25,8 @@ class Looker:
         self._is_silent = filesystems.is_silent_at
         self._young: dict[bytes, None] = {}  # paths of what had changed only just before it was looked at
 
-    def look(self, steps: Sequence[Step]) -> tuple[Looks, dict[bytes, int]]:
-        """Return what is at the paths that events tell of, and the inode numbers of their directories (0: unknown)."""
+    def look(self, steps: Sequence[Step]) -> tuple[Looks, dict[bytes, Look | None]]:
+        """Return what is at the paths that events tell of, and what their directories are, as far as can be seen."""
         names: dict[bytes, list[bytes]] = {}
         looks: Looks = {}
         for path, is_there in _paths_of(steps):
@@ -39,14 +39,14 @@ class Looker:
                 in_it.append(name)
         return looks, {directory: self._look_in(directory, in_it, looks) for directory, in_it in names.items()}
 
-    def _look_in(self, directory: bytes, names: Sequence[bytes], looks: Looks) -> int:
-        """Look at some entries of a directory, and return its inode number, 0 where that is not possible."""
+    def _look_in(self, directory: bytes, names: Sequence[bytes], looks: Looks) -> Look | None:
+        """Look at some entries of a directory, and return what it is itself, None where that is not possible."""
         if self._is_silent(directory):
-            return 0
+            return None
         try:
             fd = self._backing.open_beneath(directory, os.O_PATH | os.O_DIRECTORY)
         except OSError:
-            return 0
+            return None
         prefix = b"" if directory == b"." else directory + b"/"
         began = time.time_ns()
         try:
@@ -54,7 +54,7 @@ class Looker:
                 if not self._is_silent(prefix + name):
                     with contextlib.suppress(OSError):
                         looks[prefix + name] = look_of(os.stat(name, dir_fd=fd, follow_symlinks=False), began)
-            return look_of(os.fstat(fd), began).inode
+            return look_of(os.fstat(fd), began)
         finally:
             os.close(fd)
 

@@ -100,7 +100,7 @@ class Known(NamedTuple):
 
     def is_as(self, status: os.stat_result) -> bool:
         """Whether an object is as it was: the time of change of one that was looked at too early equals no other."""
-        if self.ctime != status.st_ctime_ns or self.inode != _signed(status.st_ino):
+        if self.ctime == 0 or self.ctime != status.st_ctime_ns or self.inode != _signed(status.st_ino):
             return False
         if self.kind == DIRECTORY:
             return stat.S_ISDIR(status.st_mode)

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from fusenotify.backing import Backing
@@ -23,7 +23,7 @@ from fusenotify.filesystems import Filesystems
 from fusenotify.history import History
 from fusenotify.inventory import Inventory
 from fusenotify.looking import Looker, Looks
-from fusenotify.rows import Row, look_of
+from fusenotify.rows import Look, Row, look_of
 
 log = logging.getLogger(__name__)
 
@@ -194,8 +194,10 @@ class Scribe:
         self._end()
 
     def _begin(self, connection: sqlite3.Connection) -> None:
-        status = os.fstat(self._backing.root_fd)
-        self._entries.add_root(look_of(status, 0), self._history.start)
+        began = time.time_ns()
+        look = look_of(os.fstat(self._backing.root_fd), began)
+        self._entries.compare_root(look, self._history.start)
+        self._looker.note([(b".", look)])
         self._history.begin(connection)
         only = None
         if self._is_exclusive and self._history.was_exclusive:
@@ -303,7 +305,7 @@ class Scribe:
 
         def write(connection: sqlite3.Connection) -> None:
             touched.update(look.inode for look in looks.values() if look.is_dir)
-            touched.update(number or self._entries.inode_of(path) for path, number in directories.items())
+            touched.update(self._written_down(directories))
             touched.difference_update(self._recorded)
             self._write_steps(steps, looks)
             for row, look in links:
@@ -319,10 +321,22 @@ class Scribe:
         self._recorded |= touched
         self.written = task.seq
         self._looker.note(looks.items())
+        self._looker.note((path, look) for path, look in directories.items() if look is not None)
         self._inventory.look_again(is_idle=False)
         while self._entries.unlisted:
             self._inventory.add(self._entries.unlisted.pop())
         return True
+
+    def _written_down(self, directories: dict[bytes, Look | None]) -> Iterator[int]:
+        """Write down what directories are in which something has changed, and yield where something may have changed.
+
+        What changes in a directory changes its attributes as well, and no event tells of that. But if it was changed
+        itself, that is still to be found by a comparison, or to be told: so the one that it is in is one of those.
+        """
+        for path, look in directories.items():
+            yield look.inode if look is not None else self._entries.inode_of(path)
+            if look is not None and self.is_ready:
+                yield self._entries.renew(path, look)
 
     def _write_steps(self, steps: Sequence[Step], looks: Looks) -> None:
         start = self._history.start
