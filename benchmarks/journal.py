@@ -20,9 +20,9 @@ import trio
 
 from fusenotify.config import JournalRules
 from fusenotify.database import FILE_NAME
-from fusenotify.entries import DIRECTORY, IS_PRESENT, ROOT_ID
 from fusenotify.events import EventRecord
 from fusenotify.export import Export
+from fusenotify.rows import DIRECTORY, IS_PRESENT, ROOT_ID
 
 _STORM = """
 import os, sys

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from fusenotify import _linux
-from fusenotify.entries import RACY
+from fusenotify.rows import RACY
 from tests.filesystems import filesystem
 from tests.harness import Mount, changed
 from tests.journalling import CONTROL, State, Workload, durable_cursor, journalled, missing, state_of

@@ -1,11 +1,13 @@
 """Random changes, cursors, compaction and restarts: what is promised of every cursor holds."""
 
+import threading
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from fusenotify import scribe
+from tests import workload
 from tests.journalling import Journalled, State, Workload, journalled, missing, state_of
 from tests.soak import SEED, examples
 
@@ -14,7 +16,7 @@ Taken = list[tuple[str, State]]
 
 async def _live(journal: Journalled, source: Path, random: Random, taken: Taken, snapshots: dict[str, State]) -> None:
     """Change the tree and ask, at random."""
-    workload = Workload(random, source)
+    hiding, other = _workloads(random, source)
     for _ in range(random.randrange(20, 80)):
         match random.randrange(12):
             case 0:
@@ -29,8 +31,18 @@ async def _live(journal: Journalled, source: Path, random: Random, taken: Taken,
                 changes, fresh = await journal.since(cursor)
                 assert not missing({} if fresh else before, state_of(source), changes), cursor
                 assert not (fresh and cursor.startswith("@"))
+            case 3 | 4 | 5:
+                other.run(1, ("source",))
             case _:
-                workload.step()
+                hiding.step()
+
+
+def _workloads(random: Random, source: Path) -> tuple[Workload, workload.Workload]:
+    """Return changes that hide, and those that are made in every other way, to and from outside too."""
+    outside = source.with_name("outside")
+    outside.mkdir(exist_ok=True)
+    every = workload.Workload(random, {"source": source}, {"source": outside}, True, threading.Lock())
+    return Workload(random, source), every
 
 
 @pytest.mark.parametrize("number", range(examples(8, 500)))
@@ -47,6 +59,7 @@ async def test_model(directory: Path, number: int, monkeypatch: pytest.MonkeyPat
             for cursor, before in random.sample(taken, min(3, len(taken))):
                 changes, fresh = await journal.since(cursor)
                 assert not missing({} if fresh else before, state_of(source), changes), cursor
-        workload = Workload(random, source)
+        while_down, other = _workloads(random, source)
         for _ in range(random.randrange(10)):
-            workload.step()
+            while_down.step()
+            other.run(1, ("source",))

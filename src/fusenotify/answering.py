@@ -10,10 +10,10 @@ import trio
 
 from fusenotify.backing import Backing
 from fusenotify.database import Database
-from fusenotify.entries import DIRECTORY, IS_DIRECTORY, IS_PRESENT, ROOT_ID
 from fusenotify.errors import HistoryGone
 from fusenotify.history import EVERYTHING
 from fusenotify.identity import Identity
+from fusenotify.rows import DIRECTORY, IS_DIRECTORY, IS_PRESENT, ROOT_ID
 
 _MOST_PLACES: Final = 1 << 16  # directories whose paths are kept
 _PATIENCE: Final = 60.0  # seconds for which an answer can be read: it keeps what is written from being tidied up

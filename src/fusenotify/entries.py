@@ -8,125 +8,21 @@ Whether there is something at a name follows what the events say; its attributes
 are for use inside a transaction.
 """
 
-import os
 import sqlite3
-import stat
-from typing import Final, NamedTuple
+from typing import Final
 
 from fusenotify.digest import Note
 from fusenotify.events import DELETE, EXCHANGE, IS_DIR, OTHER_IS_DIR, EventRecord
+from fusenotify.rows import DIRECTORY, IS_DIRECTORY, IS_PRESENT, ROOT_ID, UNSEEN, Known, Look, Row
 
-ROOT_ID: Final = 1
-IS_DIRECTORY: Final = 1
-IS_PRESENT: Final = 2
-DIRECTORY: Final = IS_PRESENT | IS_DIRECTORY
-# What changed so shortly before a look may change again without another time of change: ticks of up to 10 ms, twice.
-RACY: Final = 20_000_000  # nanoseconds
 _MOST_CACHED: Final = 1 << 16
-_FROM_UNSIGNED: Final = 1 << 64
 _PURGED_AT_ONCE: Final = 2000
-
 _COLUMNS: Final = "id, parent, name, kind, inode, size, mtime, ctime, links, changed, born, gone"
 _INSERT: Final = f"INSERT INTO entry ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _UPDATE: Final = """
 UPDATE entry SET kind = ?, inode = ?, size = ?, mtime = ?, ctime = ?, links = ?, changed = ?, born = ?, gone = ?
 WHERE id = ?
 """
-
-
-class Look(NamedTuple):
-    """What a look at an object showed: what tells it from another one, or from itself before a change.
-
-    Attributes:
-        inode, size, mtime, ctime: of stat(2), times in nanoseconds; a `ctime` of 0 equals no other one.
-        links: how many names it has; 1 for directories.
-        is_dir: whether it is a directory.
-    """
-
-    inode: int
-    size: int
-    mtime: int
-    ctime: int
-    links: int
-    is_dir: bool
-
-
-UNSEEN: Final = Look(0, 0, 0, 0, 1, False)
-
-
-def look_of(status: os.stat_result, began: int) -> Look:
-    """Return what attributes tell that were looked at after `began`, in nanoseconds since 1970."""
-    is_dir = stat.S_ISDIR(status.st_mode)
-    ctime = status.st_ctime_ns
-    return Look(
-        _signed(status.st_ino),
-        0 if is_dir else status.st_size,
-        0 if is_dir else status.st_mtime_ns,
-        ctime if ctime < began - RACY else 0,
-        1 if is_dir else status.st_nlink,
-        is_dir,
-    )
-
-
-def _signed(number: int) -> int:
-    """Return what SQLite can keep of an inode number."""
-    return number if number < _FROM_UNSIGNED >> 1 else number - _FROM_UNSIGNED
-
-
-class Row(NamedTuple):
-    """One row.
-
-    Attributes:
-        id, parent, name: its number, that of the directory it is in, and its name there.
-        kind: IS_PRESENT, IS_DIRECTORY; of what is gone, what it was.
-        inode, size, mtime, ctime, links: see `Look`.
-        changed: the position of its last change.
-        born: the position at which the object came to this name.
-        gone: the position at which a directory of this name went, 0 if none did.
-    """
-
-    id: int
-    parent: int
-    name: bytes
-    kind: int
-    inode: int
-    size: int
-    mtime: int
-    ctime: int
-    links: int
-    changed: int
-    born: int
-    gone: int
-
-    def is_as(self, look: Look) -> bool:
-        """Whether a look shows the object as it was."""
-        return (
-            self.ctime == look.ctime != 0
-            and self.inode == look.inode
-            and (self.size, self.mtime) == (look.size, look.mtime)
-            and self.kind == IS_PRESENT | look.is_dir
-        )
-
-
-class Known(NamedTuple):
-    """As much of a row as a comparison needs (see `Row`)."""
-
-    name: bytes
-    id: int
-    kind: int
-    inode: int
-    size: int
-    mtime: int
-    ctime: int
-
-    def is_as(self, status: os.stat_result) -> bool:
-        """Whether an object is as it was: the time of change of one that was looked at too early equals no other."""
-        if self.ctime != status.st_ctime_ns or self.inode != _signed(status.st_ino):
-            return False
-        if self.kind == DIRECTORY:
-            return stat.S_ISDIR(status.st_mode)
-        is_file = self.kind == IS_PRESENT and not stat.S_ISDIR(status.st_mode)
-        return is_file and self.size == status.st_size and self.mtime == status.st_mtime_ns
 
 
 class Entries:
@@ -298,10 +194,24 @@ class Entries:
 
     def look_again(self, path: bytes, look: Look) -> None:
         """Take over the time of change of what had changed only just before it was looked at, if it is as it was."""
-        above, _, name = path.rpartition(b"/")
-        row = self.find(self._ids.get(above or b".", -1), name)
+        row = self._at(path)
         if row is not None and row.ctime == 0 and row._replace(ctime=look.ctime).is_as(look):
             self.touch(row, look, row.changed)
+
+    def renew(self, path: bytes, look: Look) -> int:
+        """Take over what a directory is, not as a change; return the inode number of the one it is in, 0 if unknown."""
+        row = self._at(path)
+        if row is None or row.kind != DIRECTORY or row.inode not in (look.inode, 0):
+            return 0
+        if not row.is_as(look):
+            self.touch(row, look, row.changed)
+        return self.inode_of(path.rpartition(b"/")[0] or b".")
+
+    def _at(self, path: bytes) -> Row | None:
+        if path == b".":
+            return self.find(0, b"")
+        above, _, name = path.rpartition(b"/")
+        return self.find(self._ids.get(above or b".", -1), name)
 
     def remove(self, row: Row, changed: int) -> None:
         """Write down that what was there is gone."""
@@ -338,11 +248,13 @@ class Entries:
 
     # --- paths -------------------------------------------------------------------------------------------------------
 
-    def add_root(self, look: Look, changed: int) -> None:
-        """Have a row for the root."""
-        row = self._connection.execute("SELECT id FROM entry WHERE id = ?", (ROOT_ID,)).fetchone()
+    def compare_root(self, look: Look, changed: int) -> None:
+        """Write down that the root has changed, if it has."""
+        row = self.find(0, b"")
         if row is None:
             self._connection.execute(_INSERT, Row(ROOT_ID, 0, b"", DIRECTORY, *look[:5], changed, 0, 0))
+        elif not row.is_as(look):
+            self.touch(row, look, changed)
 
     def _place(self, path: bytes, changed: int) -> tuple[int, bytes]:
         """Return the directory and the name that a path stands for."""

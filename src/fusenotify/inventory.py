@@ -14,7 +14,8 @@ from typing import Final, NamedTuple
 
 from fusenotify import _linux
 from fusenotify.backing import Backing
-from fusenotify.entries import DIRECTORY, IS_PRESENT, ROOT_ID, Entries, Look, look_of
+from fusenotify.entries import Entries
+from fusenotify.rows import DIRECTORY, IS_PRESENT, ROOT_ID, Look, look_of
 
 _DIRECTORIES_AT_ONCE: Final = 256
 _ENTRIES_AT_ONCE: Final = 4096  # looked at between two transactions, and a directory more

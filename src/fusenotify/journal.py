@@ -23,11 +23,11 @@ from fusenotify.answering import Answer, Change, Question, RowsSince, Scan, look
 from fusenotify.backing import Backing
 from fusenotify.config import JournalRules
 from fusenotify.database import Database
-from fusenotify.entries import RACY
 from fusenotify.errors import BadCursor, DaemonGone, EnvironmentProblem, LimitReached, UsageError
 from fusenotify.filesystems import Filesystems
 from fusenotify.history import EVERYTHING, History, SnapshotRow
 from fusenotify.identity import Identity
+from fusenotify.rows import RACY
 from fusenotify.scribe import Scribe
 from fusenotify.status import JournalStatus
 

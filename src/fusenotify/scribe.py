@@ -17,11 +17,13 @@ from typing import Final, NamedTuple
 from fusenotify.backing import Backing
 from fusenotify.database import Database
 from fusenotify.digest import CHANGES, Step, folded
-from fusenotify.entries import Entries, Look, Row, look_of
-from fusenotify.events import DELETE, EventRecord
+from fusenotify.entries import Entries
+from fusenotify.events import EventRecord
 from fusenotify.filesystems import Filesystems
 from fusenotify.history import History
 from fusenotify.inventory import Inventory
+from fusenotify.looking import Looker, Looks
+from fusenotify.rows import Look, Row, look_of
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +35,7 @@ _MOST_BACKLOG: Final = 1 << 18  # events that wait; beyond it the whole tree is 
 _RETRY: Final = 5.0  # seconds until what could not be written is tried again
 _PAUSE: Final = 0.05  # seconds between looks at what events are awaited for
 _HOUSEKEEPING: Final = 1 << 14  # events between two looks at what can be given up
-_MOST_YOUNG: Final = 1 << 14
 _END: Final = 10.0  # seconds that the end may take
-
-Looks = dict[bytes, Look]
 
 
 class _Task(NamedTuple):
@@ -80,7 +79,7 @@ class Scribe:
         self._database = database
         self._history = history
         self._backing = backing
-        self._filesystems = filesystems
+        self._looker = Looker(backing, filesystems)
         self._is_exclusive = is_exclusive
         self._on_progress = on_progress
         self.is_ready = self.is_failing = self.has_links = False
@@ -91,7 +90,6 @@ class Scribe:
         self._followed = 0
         self._wanted = -1
         self._looks_at_links = self._looks_again = False
-        self._young: dict[bytes, None] = {}  # paths of what had changed only just before it was looked at
         self._is_lost = False
         self._is_closing = False
         self._has_begun = self._is_settled = False
@@ -196,8 +194,10 @@ class Scribe:
         self._end()
 
     def _begin(self, connection: sqlite3.Connection) -> None:
-        status = os.fstat(self._backing.root_fd)
-        self._entries.add_root(look_of(status, 0), self._history.start)
+        began = time.time_ns()
+        look = look_of(os.fstat(self._backing.root_fd), began)
+        self._entries.compare_root(look, self._history.start)
+        self._looker.note([(b".", look)])
         self._history.begin(connection)
         only = None
         if self._is_exclusive and self._history.was_exclusive:
@@ -298,14 +298,14 @@ class Scribe:
 
     def _attempt_events(self, records: Sequence[EventRecord], task: _Task) -> bool:
         steps = list(folded(records))
-        looks, directories = self._look(steps)
-        links = self._changed_links() if task.looks_at_links else []
-        older = self._look_again() if task.looks_again else {}
+        looks, directories = self._looker.look(steps)
+        links = self._looker.changed(self._linked()) if task.looks_at_links else []
+        older = self._looker.look_again() if task.looks_again else {}
         touched: set[int] = set()
 
         def write(connection: sqlite3.Connection) -> None:
             touched.update(look.inode for look in looks.values() if look.is_dir)
-            touched.update(number or self._entries.inode_of(path) for path, number in directories.items())
+            touched.update(self._written_down(directories))
             touched.difference_update(self._recorded)
             self._write_steps(steps, looks)
             for row, look in links:
@@ -320,11 +320,23 @@ class Scribe:
             return False
         self._recorded |= touched
         self.written = task.seq
-        self._note_young(looks.items())
+        self._looker.note(looks.items())
+        self._looker.note((path, look) for path, look in directories.items() if look is not None)
         self._inventory.look_again(is_idle=False)
         while self._entries.unlisted:
             self._inventory.add(self._entries.unlisted.pop())
         return True
+
+    def _written_down(self, directories: dict[bytes, Look | None]) -> Iterator[int]:
+        """Write down what directories are in which something has changed, and yield where something may have changed.
+
+        What changes in a directory changes its attributes as well, and no event tells of that. But if it was changed
+        itself, that is still to be found by a comparison, or to be told: so the one that it is in is one of those.
+        """
+        for path, look in directories.items():
+            yield look.inode if look is not None else self._entries.inode_of(path)
+            if look is not None and self.is_ready:
+                yield self._entries.renew(path, look)
 
     def _write_steps(self, steps: Sequence[Step], looks: Looks) -> None:
         start = self._history.start
@@ -335,64 +347,9 @@ class Scribe:
                 for path, note in step.items():
                     self._entries.note(path, note, start, looks.get(path))
 
-    def _look(self, steps: Sequence[Step]) -> tuple[Looks, dict[bytes, int]]:
-        """Return what is at the paths that events tell of, and the inode numbers of their directories (0: unknown)."""
-        names: dict[bytes, list[bytes]] = {}
-        looks: Looks = {}
-        for path, is_there in _paths_of(steps):
-            if path == b".":
-                looks[path] = look_of(os.fstat(self._backing.root_fd), time.time_ns())
-                continue
-            directory, _, name = path.rpartition(b"/")
-            in_it = names.setdefault(directory or b".", [])
-            if is_there:
-                in_it.append(name)
-        return looks, {directory: self._look_in(directory, in_it, looks) for directory, in_it in names.items()}
-
-    def _look_in(self, directory: bytes, names: Sequence[bytes], looks: Looks) -> int:
-        """Look at some entries of a directory, and return its inode number, 0 where that is not possible."""
-        if self._filesystems.is_silent_at(directory):
-            return 0
-        try:
-            fd = self._backing.open_beneath(directory, os.O_PATH | os.O_DIRECTORY)
-        except OSError:
-            return 0
-        prefix = b"" if directory == b"." else directory + b"/"
-        began = time.time_ns()
-        try:
-            for name in names:
-                with contextlib.suppress(OSError):
-                    looks[prefix + name] = look_of(os.stat(name, dir_fd=fd, follow_symlinks=False), began)
-            return look_of(os.fstat(fd), began).inode
-        finally:
-            os.close(fd)
-
-    def _note_young(self, looks: Iterable[tuple[bytes, Look]]) -> None:
-        if len(self._young) < _MOST_YOUNG:
-            self._young.update((path, None) for path, look in looks if look.ctime == 0)
-
-    def _look_again(self) -> Looks:
-        """Look at what had changed only just before it was looked at."""
-        young, self._young = self._young, {}
-        looks: Looks = {}
-        for path in young:
-            began = time.time_ns()
-            status = self._backing.stat_beneath(path)
-            if status is not None:
-                looks[path] = look_of(status, began)
-        return looks
-
-    def _changed_links(self) -> list[tuple[Row, Look]]:
-        """Return the files with several names that have changed since they were looked at last."""
+    def _linked(self) -> list[tuple[bytes, Row]]:
         with self._database.reading():
-            rows = self._entries.linked()
-        changed = []
-        for path, row in rows:
-            began = time.time_ns()
-            status = self._backing.stat_beneath(path)
-            if status is not None and not row.is_as(look := look_of(status, began)):
-                changed.append((row, look))
-        return changed
+            return self._entries.linked()
 
     # --- comparing, cleaning up, ending ------------------------------------------------------------------------------
 
@@ -405,7 +362,7 @@ class Scribe:
         if differences and not self._attempt(lambda _: self._inventory.write(differences)):
             self._is_lost = True
             return
-        self._note_young(self._inventory.looks(differences))
+        self._looker.note(self._inventory.looks(differences))
         if not self._inventory and self._attempt(self._history.compared):
             self.is_ready = True
 
@@ -426,15 +383,3 @@ class Scribe:
             log.warning("the backing tree cannot be brought to its disk: %s", error)
             return
         self._attempt(functools.partial(self._history.ended, seq=self.written))
-
-
-def _paths_of(steps: Sequence[Step]) -> Iterator[tuple[bytes, bool]]:
-    """Yield the paths that events tell of, and whether there may be something."""
-    for step in steps:
-        if isinstance(step, EventRecord):
-            for path in (step.path, step.old_path):
-                if path is not None:
-                    yield path, step.kind != DELETE
-        else:
-            for path, note in step.items():
-                yield path, note.exists is not False
