@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import stat
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -18,40 +17,35 @@ from fusenotify.callers import Credentials
 from fusenotify.errors import FusenotifyError, LimitReached, NotPermitted, ProtocolError, UsageError, quoted
 from fusenotify.group import Group
 from fusenotify.groups import MOST_UIDS, Groups, path_of
+from fusenotify.inquiry import Inquiry
 from fusenotify.intake import Intake
 from fusenotify.journal import Journal
 from fusenotify.locator import Locator
 from fusenotify.protocol import (
     FILESYSTEM,
-    INODE,
-    SUBTREE,
     AddMark,
     AskCursor,
     AskSnapshots,
     AskStatus,
-    Changes,
     CreateSnapshot,
     DeleteSnapshot,
     Done,
     FrameBuffer,
     Handle,
     Hello,
-    KeptSnapshot,
     Locate,
     Location,
     Lookup,
     More,
-    Position,
     Recount,
     RemoveMark,
     Report,
     Request,
     Since,
-    Snapshots,
     Sync,
     Welcome,
 )
-from fusenotify.recall import Answers, Pieces, Reach, Recalls
+from fusenotify.recall import Answers, Reach, Recalls
 from fusenotify.status import Histogram, Status
 from fusenotify.tree import Directory
 
@@ -127,7 +121,10 @@ class Peer:
         self._share = services.intake.open(credentials.uid)
         self._share.on_room = self._note_room
         self._group: Group | None = None
-        self._pieces = Pieces(services.answers, self.uid)
+        self._inquiry = Inquiry(
+            self.uid, base, services.journal, services.answers, services.groups, services.position, self._readable,
+            self._quiet,
+        )  # fmt: skip
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
@@ -194,7 +191,7 @@ class Peer:
 
     async def run(self) -> None:
         """Carry out requests for as long as the client is there."""
-        async with aclosing(self._pieces):
+        async with aclosing(self._inquiry.pieces) as pieces:
             while True:
                 self._request_came = trio.Event()
                 while self._requests:
@@ -203,10 +200,10 @@ class Peer:
                     self._asked -= self._requests.popleft()[1]
                     self._note_progress()
                     await trio.lowlevel.checkpoint()  # most requests are carried out without any wait
-                with trio.move_on_at(self._pieces.deadline) as waiting:
+                with trio.move_on_at(pieces.deadline) as waiting:
                     await self._request_came.wait()
                 if waiting.cancelled_caught:
-                    await self._pieces.expire()
+                    await pieces.expire()
 
     async def _wait_read(self) -> None:
         """Return when so much of what was answered has been read that there is room for another answer."""
@@ -242,7 +239,7 @@ class Peer:
                 path = await self._services.locator.locate(self._base, request.handle, self._credentials)
                 return Location(request.request, path)
             case AskCursor() | Since() | More() | CreateSnapshot() | DeleteSnapshot() | AskSnapshots():
-                return await self._ask_history(request)
+                return await self._inquiry.answer(request)
         if self._group is None:
             raise ProtocolError("the first message has to be `hello`")
         match request:
@@ -305,42 +302,6 @@ class Peer:
                 group.remove(request.mark)
             raise
 
-    # --- history -----------------------------------------------------------------------------------------------------
-
-    async def _ask_history(
-        self, request: AskCursor | Since | More | CreateSnapshot | DeleteSnapshot | AskSnapshots
-    ) -> protocol.Reply:
-        journal = self._services.journal
-        match request:
-            case More():
-                return await self._pieces.more(request.request)
-            case Since():
-                return await self._since(request)
-            case AskSnapshots():
-                self._services.groups.check_reach(self.uid, SUBTREE)
-                kept = [KeptSnapshot(*one) for one in await journal.snapshots()]
-                return Snapshots(request.request, kept)
-            case DeleteSnapshot():
-                self._services.groups.check_owner(self.uid)
-                await journal.delete_snapshot(request.name)
-                return Done(request.request, self._services.position())
-            case CreateSnapshot():
-                self._services.groups.check_owner(self.uid)
-                await self._quiet()
-                return Position(request.request, await journal.create_snapshot(request.name))
-            case AskCursor():
-                await self._quiet()
-                return Position(request.request, await journal.cursor())
-
-    async def _since(self, request: Since) -> Changes:
-        _check_path(request.path)
-        with contextlib.closing(await self._readable(request.path)) as found:
-            scope = SUBTREE if stat.S_ISDIR(found.stat.st_mode) else INODE
-        self._services.groups.check_reach(self.uid, scope)
-        await self._quiet()
-        reach = Reach(self._base, path_of(self._base, request.path), scope)
-        return await self._pieces.begin(request.cursor, reach, request.request)
-
     async def _quiet(self) -> None:
         """Return when every change made before has been told."""
         await self._services.quiet()
@@ -358,7 +319,8 @@ class Peer:
             NotPermitted: what is at the path is not for this user.
             UsageError: there is nothing.
         """
-        if b"\0" in path or b".." in path.split(b"/"):
+        _check_path(path)
+        if b".." in path.split(b"/"):
             raise UsageError(f"{quoted(path)} is no path below the place that was opened: it has to do without `..`")
         try:
             return await self._services.locator.find_readable(path_of(self._base, path), self._credentials)
