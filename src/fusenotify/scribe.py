@@ -326,7 +326,7 @@ class Scribe:
         self._looker.note((path, look) for path, look in directories.items() if look is not None)
         self._inventory.look_again(is_idle=False)
         while self._entries.unlisted:
-            self._inventory.add(self._entries.unlisted.pop())
+            self._inventory.add(self._entries.unlisted.pop(), self._history.start + task.seq)
         return True
 
     def _written_down(self, directories: dict[bytes, Look | None]) -> Iterator[int]:
