@@ -37,6 +37,7 @@ def running(source: Path, directory: Path, state_dir: Path) -> Iterator[Mount]:
         yield mount
     finally:
         mount.close()
+    assert "Traceback" not in mount.log, mount.log
 
 
 def work_until_killed(mount: Mount, state_dir: Path, random: Random) -> Taken:

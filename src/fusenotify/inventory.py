@@ -26,9 +26,18 @@ Listing = tuple[int, dict[bytes, os.stat_result]]  # when it began, nanoseconds 
 
 
 class Directory(NamedTuple):
-    """A directory to be compared: its row, its inode number where known, where it was, and how often that was wrong."""
+    """A directory to be compared.
+
+    Attributes:
+        id: the number of its row.
+        position: where what differs in it counts as changed.
+        inode: its inode number, where that is known.
+        path: where it was when paths had changed their meaning `moves` times.
+        tries: how often something else was there.
+    """
 
     id: int
+    position: int
     inode: int | None
     path: bytes
     moves: int
@@ -52,7 +61,6 @@ class Inventory:
         self._is_silent = is_silent
         self._todo: deque[Directory] = deque()
         self._again: list[Directory] = []
-        self._position = 0
         self._doubtful: set[int] = set()
         self._goes_down = True
         self._devices: set[int] = set()
@@ -69,17 +77,16 @@ class Inventory:
             doubtful: inode numbers of directories whose entries may have changed, also where nothing shows it.
             only: the numbers of the rows of these directories.
         """
-        self._position = position
         self._doubtful = doubtful
         self._goes_down = only is None
         self._todo.clear()
         self._again.clear()
         for number in [ROOT_ID] if only is None else only:
-            self.add(number)
+            self.add(number, position)
 
-    def add(self, number: int) -> None:
-        """Compare one more directory."""
-        self._todo.append(Directory(number, None, b"", -1, 0))
+    def add(self, number: int, position: int) -> None:
+        """Compare one more directory; what differs in it counts as changed at a position."""
+        self._todo.append(Directory(number, position, None, b"", -1, 0))
 
     def look_again(self, *, is_idle: bool) -> None:
         """Take up again what could not be compared: events have come, or none did for a while (`is_idle`).
@@ -185,11 +192,11 @@ class Inventory:
     def write(self, differences: list[Difference]) -> None:
         """Write down, in a transaction, what differs.
 
-        It counts as changed at the position of this comparison, but never earlier than what events have told of it.
+        It counts as changed at the position of the comparison, but never earlier than what events have told of it.
         """
         for directory, name, look in differences:
             row = self._entries.find(directory.id, name)
-            position = self._position if row is None else max(self._position, row.changed)
+            position = directory.position if row is None else max(directory.position, row.changed)
             if look is None:
                 assert row is not None
                 self._entries.remove(row, position)
@@ -205,7 +212,7 @@ class Inventory:
 
     def _push(self, directory: Directory, name: bytes, number: int, look: Look) -> None:
         path = name if directory.path == b"." else directory.path + b"/" + name
-        self._todo.append(Directory(number, look.inode, path, directory.moves, 0))
+        self._todo.append(Directory(number, directory.position, look.inode, path, directory.moves, 0))
 
     def _inode_of(self, directory: Directory) -> int | None:
         if directory.inode is not None:

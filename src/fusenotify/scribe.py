@@ -23,6 +23,7 @@ from fusenotify.filesystems import Filesystems
 from fusenotify.history import History
 from fusenotify.inventory import Inventory
 from fusenotify.looking import Looker, Looks
+from fusenotify.progress import Progress
 from fusenotify.rows import Look, Row, look_of
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ class Scribe:
         with database.reading() as connection:
             self._entries = Entries(connection)
         self._inventory = Inventory(backing, self._entries, filesystems.is_silent_at)
+        self._progress = Progress("fusenotify: entries compared with the journal")
         self._thread: threading.Thread | None = None
 
     # --- what others call --------------------------------------------------------------------------------------------
@@ -324,7 +326,7 @@ class Scribe:
         self._looker.note((path, look) for path, look in directories.items() if look is not None)
         self._inventory.look_again(is_idle=False)
         while self._entries.unlisted:
-            self._inventory.add(self._entries.unlisted.pop())
+            self._inventory.add(self._entries.unlisted.pop(), self._history.start + task.seq)
         return True
 
     def _written_down(self, directories: dict[bytes, Look | None]) -> Iterator[int]:
@@ -357,6 +359,7 @@ class Scribe:
         with self._database.reading():
             directories = self._inventory.take()
         seen = self._inventory.look(directories)
+        self._progress.show(self._inventory.compared)
         with self._database.reading():
             differences = self._inventory.differences(seen)
         if differences and not self._attempt(lambda _: self._inventory.write(differences)):
@@ -365,6 +368,7 @@ class Scribe:
         self._looker.note(self._inventory.looks(differences))
         if not self._inventory and self._attempt(self._history.compared):
             self.is_ready = True
+            self._progress.end()
 
     def _keep_house(self, connection: sqlite3.Connection) -> None:
         if not self._entries.purge():
