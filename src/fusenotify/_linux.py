@@ -173,6 +173,12 @@ def statx_times(fd: int) -> Times:
     return Times(born[0] * 1_000_000_000 + born[1], changed[0] * 1_000_000_000 + changed[1])
 
 
+def syncfs(fd: int) -> None:
+    """Bring everything that a filesystem holds in memory to its disk."""
+    if _libc.syncfs(fd) != 0:
+        _raise_errno()
+
+
 def utimensat(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
     """Set the given times in nanoseconds since the epoch and leave those that are None alone.
 

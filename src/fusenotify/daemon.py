@@ -12,7 +12,7 @@ import trio
 from fusenotify import mounting, process
 from fusenotify.backlog import Backlog
 from fusenotify.changes import Changes
-from fusenotify.config import Listening, MountOptions
+from fusenotify.config import JournalRules, Listening, MountOptions
 from fusenotify.directories import Directories
 from fusenotify.errors import EnvironmentProblem, NotAMount
 from fusenotify.export import Export, OnReady
@@ -20,7 +20,7 @@ from fusenotify.files import Files
 from fusenotify.listening import Listener, opened
 from fusenotify.nodes import Nodes
 from fusenotify.onlookers import Onlookers
-from fusenotify.operations import Operations
+from fusenotify.operations import Operations, Served
 from fusenotify.passthrough import Passthrough
 from fusenotify.planning import Planner
 from fusenotify.plans import Pending
@@ -56,6 +56,7 @@ class Daemon:
             watch_other=options.watch_other,
             watcher=watcher,
             native=native,
+            rules=JournalRules(options.exclusive, options.strict_journal),
             on_loop=self._changes.on_loop,
         )
         is_anyone_listening = (lambda: len(export.groups) > 0) if native == "off" else (lambda: True)
@@ -98,10 +99,9 @@ class Daemon:
         with ExitStack() as session:  # it outlives every task: touching one that is closed crashes the process
             async with trio.open_nursery() as nursery:
                 queues = QueueFiles(services, self._export.tree, loop, nursery.start_soon)
-                operations = Operations(
-                    self._nodes, self._passthrough, self._files, self._directories,
-                    queues, loop, self._changes, self._export.filesystems, self._replay,
-                )  # fmt: skip
+                served = Served(self._nodes, self._passthrough, self._files, self._directories, queues)
+                export = self._export
+                operations = Operations(served, loop, self._changes, export.filesystems, export.journal, self._replay)
                 pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
                 session.callback(pyfuse3.close, unmount=False)
                 nursery.start_soon(self._export.run, services, listeners)

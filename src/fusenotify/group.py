@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec.structs import replace
+
 from fusenotify import events
 from fusenotify.batch import Batch
 from fusenotify.errors import LimitReached, UsageError
 from fusenotify.events import IS_DIR, LOCAL, RECOVERED, EventRecord
-from fusenotify.lag import Lag
+from fusenotify.lag import Lag, Supply
 from fusenotify.ledger import Usage
 from fusenotify.marks import Mark, MarkedPlaces, MarkIndex, Place, Reach, Ways
 from fusenotify.naming import Anonymous, Identifies, named
@@ -71,6 +73,8 @@ class Group:
         self._debts = debts
         self._deferred: list[Debt] = []  # debts that wait for room in the queue
         self._recounted: set[Directory] = set()  # what was asked for and has not been told yet
+        self._owing = 0  # debts that have not been paid
+        self._owed_from = 0  # the position right before the first of their causes
         self._index = MarkIndex(places)
         self._selector = Selector(tree, base, self._index)
         self._selector.on_ended = lambda _: self._note_marks()
@@ -78,6 +82,7 @@ class Group:
         self._selector.is_noting = lambda: self.lag.doubt is not None
         self._selector.is_owed = lambda: any(debt.group is self for debt in debts)
         self._undivided: int | None = None  # the number of the one mark that takes everything
+        self._recalling: list[int] = []  # marks that are told of the time before them
 
     # --- marks -------------------------------------------------------------------------------------------------------
 
@@ -118,6 +123,8 @@ class Group:
         if self._index.pop(number) is None:
             raise UsageError(f"this group has no mark {number}")
         self.queue.drop(number)
+        self.lag.note_room()
+        self._recalling = [one for one in self._recalling if one != number]
         self._note_marks()
 
     def remove_all(self) -> None:
@@ -151,10 +158,10 @@ class Group:
         for mark in marks:
             kinds = [events.DELETE_SELF] if mark.scope == INODE or mark.kinds & events.DELETE_SELF else []
             ends = [
-                EventRecord(
+                self._placed(EventRecord(
                     cause.seq, cause.time_ns, kind, flags, shown, None, cause.pid, cause.uid,
                     handle=handle if mark.handles else None,
-                )
+                ))
                 for kind in (*kinds, events.IGNORED)
             ]  # fmt: skip
             self.queue.push(mark.number, End(ends))
@@ -196,7 +203,14 @@ class Group:
 
     def _push(self, told: Iterable[Selected]) -> None:
         for mark, run in itertools.groupby(told, key=lambda one: one[0]):
-            self.queue.push(mark, Batch([record for _, record in run]))
+            self.queue.push(mark, Batch([self._placed(record) for _, record in run]))
+
+    def _placed(self, record: EventRecord) -> EventRecord:
+        """Return an event with a position from which on nothing is missed by who goes on from there."""
+        seq = self.lag.safe(record.seq)
+        if self._owing:
+            seq = min(seq, self._owed_from)
+        return record if seq == record.seq else replace(record, seq=seq)
 
     # --- what it has missed ------------------------------------------------------------------------------------------
 
@@ -204,7 +218,7 @@ class Group:
         """Queue what was missed; there has to be room for it. A mark that is for one event only ends with it."""
         for number, run in itertools.groupby(missed, key=lambda one: one[0]):
             mark = self._index.get(number)
-            records = [record for _, record in run]
+            records = [self._placed(record) for _, record in run]
             if mark is None:
                 continue
             if mark.oneshot:
@@ -213,6 +227,25 @@ class Group:
             self.queue.push(number, Batch(records))
             if mark.oneshot:
                 self._note_marks()
+
+    def recall(self, number: int, supply: Supply, position: int) -> None:
+        """Tell a mark, which was made at a position, what is supplied, and then that what follows is live."""
+        self._recalling.append(number)
+        self.lag.expect(supply, position)
+
+    def catch_up(self, seq: int, time_ns: int) -> None:
+        """Take note that nothing has been missed up to a position."""
+        self.lag.end()
+        recalling, self._recalling = self._recalling, []
+        for number in recalling:
+            if number in self._index:
+                record = EventRecord(seq, time_ns, events.LIVE, RECOVERED, None)
+                self.queue.push(number, End([self._placed(record)]))
+        self._count_marks()
+
+    def mark_of(self, number: int) -> Mark | None:
+        """Return the mark of a number, None if there is none."""
+        return self._index.get(number)
 
     def mark_over(self, path: bytes, preferred: int, *, below: bool = False) -> int | None:
         """Return the number of the mark by which the group is told of a path of the tree, if there is any.
@@ -256,7 +289,13 @@ class Group:
 
     def _owe(self, directory: Directory, cause: EventRecord) -> None:
         # Each by itself: before it is paid, what is below may have changed places with something else.
-        self._debts.extend(Debt(self, below, cause) for below in directory.below())
+        for below in directory.below():
+            self._add_debt(Debt(self, below, cause), cause.seq - 1)
+
+    def _add_debt(self, debt: Debt, position: int) -> None:
+        self._owed_from = min(self._owed_from, position) if self._owing else position
+        self._owing += 1
+        self._debts.append(debt)
 
     def recount(self, number: int, path: bytes | None, seq: int, time_ns: int) -> None:
         """Owe the group everything that is in a mark's reach, or what of it is below a path, if that is still there.
@@ -279,7 +318,7 @@ class Group:
         for directory in start.below() if mark.reaches_below else (start,):
             if directory not in self._recounted:  # however often it is asked for, it is owed once
                 self._recounted.add(directory)
-                self._debts.append(Debt(self, directory, cause))
+                self._add_debt(Debt(self, directory, cause), seq)
         self.on_debts()
 
     def defer(self, debt: Debt, count: int) -> bool:
@@ -297,6 +336,7 @@ class Group:
     def write_off(self, debt: Debt) -> None:
         """Take note that a debt is not owed any more."""
         self._recounted.discard(debt.directory)
+        self._owing -= 1
 
     def note_room(self) -> None:
         """Take note that something has been read; debts that were put off are paid once that is half of the queue."""
@@ -308,7 +348,6 @@ class Group:
 
     def pay(self, debt: Debt, entries: Iterable[tuple[bytes, bool]]) -> None:
         """Queue a create for every entry of a directory that has come into reach, as far as the marks want to know."""
-        self.write_off(debt)
         cause, prefix = debt.cause, debt.directory.prefix
         flags = cause.flags & LOCAL | RECOVERED
         records = [
@@ -322,6 +361,7 @@ class Group:
             if self.wants_handles:
                 records = list(map(named, records, self.identifier.identify(records)))
             self._publish_selected(records, Ways(self._tree), (NOTHING,) * len(records))
+        self.write_off(debt)
 
 
 def _is_at(place: Place | None, path: bytes) -> bool:

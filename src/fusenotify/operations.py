@@ -11,7 +11,7 @@ import logging
 import os
 import select
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Final, NamedTuple, NoReturn, ParamSpec, TypeVar, cast
 
 import pyfuse3
 import trio
@@ -23,6 +23,7 @@ from fusenotify.directories import Directories
 from fusenotify.files import Files
 from fusenotify.filesystems import Filesystems
 from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID
+from fusenotify.journal import Journal
 from fusenotify.nodes import Nodes
 from fusenotify.passthrough import Context, Passthrough
 from fusenotify.queuefile import QueueFiles
@@ -35,6 +36,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _RESERVED: Final = QUEUE_DIRECTORY.encode()
 _LISTING_PATIENCE: Final = 0.2  # seconds that a filesystem gets to answer before it is listed unseen
+_FOR_THE_JOURNAL: Final = -1  # on whose account is waited for it
 _ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
 
@@ -61,6 +63,16 @@ def answering(
     return answer
 
 
+class Served(NamedTuple):
+    """Where requests are sent: names, attributes, open files, open directories, and what is not of the tree."""
+
+    nodes: Nodes
+    tree: Passthrough
+    files: Files
+    directories: Directories
+    queues: QueueFiles
+
+
 class Operations(pyfuse3.Operations):
     """The handlers. Each of them is a call of synchronous code, but for the few that park (docs/architecture.md).
 
@@ -73,28 +85,22 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_acl = True
 
-    def __init__(  # noqa: PLR0913, PLR0917 - whatever answers requests is here
+    def __init__(
         self,
-        nodes: Nodes,
-        tree: Passthrough,
-        files: Files,
-        directories: Directories,
-        queues: QueueFiles,
+        served: Served,
         loop: FuseLoop,
         changes: Changes,
         filesystems: Filesystems,
+        journal: Journal,
         replay: Replay,
     ) -> None:
         super().__init__()
         self.replay = replay
-        self._nodes = nodes
-        self._tree = tree
-        self._files = files
-        self._directories = directories
-        self._queues = queues
+        self._nodes, self._tree, self._files, self._directories, self._queues = served
         self._loop = loop
         self._changes = changes
         self._filesystems = filesystems
+        self._journal = journal
 
     async def answer_replayer(self, request: str, *args: object) -> object:
         """Answer a request of a process that does on the mount what was done behind it."""
@@ -102,15 +108,30 @@ class Operations(pyfuse3.Operations):
             await self._await_answer(directory.key.device)
         return self.replay.answer(request, *args)
 
-    async def _change(self, nodeid: int, function: Callable[..., T], *args: object) -> T:
-        """Make a change of a node, or of what is in it, by a function whose first argument that node is."""
+    async def _change(
+        self, nodeid: int, function: Callable[..., T], *args: object, entries_of: Sequence[int] = ()
+    ) -> T:
+        """Make a change of a node, or of what is in it, by a function whose first argument that node is.
+
+        `entries_of` are the directories, by nodeid, that get other entries by it; where there are none, it is the node
+        that changes.
+        """
         await self._reach(nodeid, *(arg for arg in args if isinstance(arg, bytes)))
+        get = self._nodes.table.get
+        await self._record([get(one).key.number for one in entries_of] or [get(nodeid).directory.number])
         return await self._make(self._nodes.table.get(nodeid).key.device, function, nodeid, *args)
 
     async def _change_open(self, fh: int, function: Callable[..., T], *args: object) -> T:
         """Make a change of an open file, by a function whose first argument that is."""
         await self._await_answer(self._files.device_of(fh))
+        await self._record([self._files.directory_of(fh)])
         return await self._make(self._files.device_of(fh), function, fh, *args)
+
+    async def _record(self, directories: Sequence[int]) -> None:
+        """Return when the journal knows that something may change in directories, which are inode numbers."""
+        missing = self._journal.missing(directories)
+        if missing:
+            await self._loop.park(_FOR_THE_JOURNAL, self._journal.record, missing)
 
     async def _make(self, device: int, function: Callable[..., T], *args: object) -> T:
         make = self._changes.here if self._filesystems.is_in_memory(device) else self._changes.run
@@ -166,33 +187,38 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: Context
     ) -> EntryAttributes:
         _check_name(parent_inode, name)
-        return await self._change(parent_inode, self._tree.mknod, name, mode, rdev, ctx)
+        return await self._change(parent_inode, self._tree.mknod, name, mode, rdev, ctx, entries_of=[parent_inode])
 
     @answering
     async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: Context) -> EntryAttributes:
         _check_name(parent_inode, name)
-        return await self._change(parent_inode, self._tree.mkdir, name, mode, ctx)
+        entry = await self._change(parent_inode, self._tree.mkdir, name, mode, ctx, entries_of=[parent_inode])
+        get = self._nodes.table.get
+        self._journal.cover(get(entry.st_ino).key.number, get(parent_inode).key.number)
+        return entry
 
     @answering
     async def symlink(self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: Context) -> EntryAttributes:
         _check_name(parent_inode, name)
-        return await self._change(parent_inode, self._tree.symlink, name, target, ctx)
+        return await self._change(parent_inode, self._tree.symlink, name, target, ctx, entries_of=[parent_inode])
 
     @answering
     async def link(self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: Context) -> EntryAttributes:
         _check_name(inode, b"")
         _check_name(new_parent_inode, new_name)
-        return await self._change(inode, self._tree.link, new_parent_inode, new_name, ctx)
+        return await self._change(
+            inode, self._tree.link, new_parent_inode, new_name, ctx, entries_of=[new_parent_inode]
+        )
 
     @answering
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: Context) -> None:
         _check_name(parent_inode, name)
-        await self._change(parent_inode, self._tree.unlink, name, ctx)
+        await self._change(parent_inode, self._tree.unlink, name, ctx, entries_of=[parent_inode])
 
     @answering
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: Context) -> None:
         _check_name(parent_inode, name)
-        await self._change(parent_inode, self._tree.rmdir, name, ctx)
+        await self._change(parent_inode, self._tree.rmdir, name, ctx, entries_of=[parent_inode])
 
     @answering
     async def rename(
@@ -206,7 +232,9 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         _check_name(parent_inode_old, name_old)
         _check_name(parent_inode_new, name_new)
-        await self._change(parent_inode_old, self._tree.rename, name_old, parent_inode_new, name_new, flags, ctx)
+        parents = [parent_inode_old, parent_inode_new]
+        args = (name_old, parent_inode_new, name_new, flags, ctx)
+        await self._change(parent_inode_old, self._tree.rename, *args, entries_of=parents)
 
     @answering
     async def readlink(self, inode: InodeT, ctx: Context) -> FileNameT:
@@ -291,7 +319,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: Context
     ) -> tuple[FileInfo, EntryAttributes]:
         _check_name(parent_inode, name)
-        return await self._change(parent_inode, self._files.create, name, mode, flags, ctx)
+        return await self._change(parent_inode, self._files.create, name, mode, flags, ctx, entries_of=[parent_inode])
 
     @answering
     async def read(  # type: ignore[override]  # pyfuse3 takes any buffer
