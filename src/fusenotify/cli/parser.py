@@ -126,7 +126,8 @@ def _add_mount(command: argparse.ArgumentParser) -> None:
     command.add_argument("--daemon", action="store_true", help="go to the background once every watch is in force")
     command.add_argument(
         "--native", choices=("auto", "always", "off"), default="auto",
-        help="have programs that watch the mount with inotify or fanotify hear what changes behind it (default: auto)",
+        help="raise what changes behind the mount for programs that watch it with inotify or fanotify: for those that "
+        "are seen to watch, for whatever the kernel holds, or not at all (default: auto)",
     )  # fmt: skip
     _add_hearing(command)
 
