@@ -411,7 +411,9 @@ def test_a_mount_that_cannot_be_cloned(directory: Path) -> None:
         ]  # fmt: skip
         (mount.source / "c" / "b").rmdir()
         assert onlooker.events() == ["a/b: DELETE_SELF", "a/b: IGNORED", "a: DELETE|ISDIR b"]
-        _linux.umount2(os.fsencode(mount.mountpoint), 0)  # not busy
+        held = Path(f"/proc/{replayer_of(mount)}/fd")
+        await_condition(lambda: not any(Path(os.readlink(fd)) == mount.mountpoint for fd in held.iterdir()))
+        _linux.umount2(os.fsencode(mount.mountpoint), 0)
 
 
 # --- the end, and what goes wrong -----------------------------------------------------------------------------------
