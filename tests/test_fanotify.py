@@ -325,6 +325,7 @@ async def test_filesystems_on_disk_are_heard_and_those_below_are_deaf(
             for number in range(3):  # ext4 uses the number again at once
                 (mount.source / "again").mkdir()
                 (mount.source / "again" / "before").mkdir()
+                watch.until("again/before")  # what comes and goes before it is looked at is never told of
                 (mount.source / "again").rename(mount.source / "other")
                 (mount.mountpoint / "other" / "before").rmdir()
                 (mount.source / "other").rmdir()
