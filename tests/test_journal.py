@@ -119,6 +119,20 @@ async def test_files_with_names_outside_are_looked_at_again(directory: Path) -> 
         assert await journal.since(await journal.cursor()) == ([], False)
 
 
+async def test_a_file_that_is_changed_by_another_name_is_named_by_all(directory: Path) -> None:
+    source = directory / "source"
+    for name in "ab":
+        (source / name).mkdir(parents=True)
+    (source / "a/file").touch()
+    async with journalled(source, directory / "state") as journal:
+        await journal.cursor()
+        os.link(source / "a/file", source / "b/link")
+        await journal.since("0")
+        cursor = await journal.cursor()
+        (source / "b/link").write_text("changed")
+        assert named((await journal.since(cursor))[0]) == {(b"a/file", True), (b"b/link", True)}
+
+
 async def test_snapshots_keep_history(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scribe, "MOST_TOMBSTONES", 20)
     monkeypatch.setattr(scribe, "_HOUSEKEEPING", 1)

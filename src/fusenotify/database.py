@@ -42,7 +42,7 @@ _VERSIONS: Final = (
         "CREATE UNIQUE INDEX entry_name ON entry (parent, name)",
         "CREATE INDEX entry_changed ON entry (changed)",
         "CREATE INDEX entry_linked ON entry (id) WHERE links > 1",
-        "CREATE INDEX entry_directory ON entry (inode) WHERE kind = 3",
+        "CREATE INDEX entry_inode ON entry (inode)",
         "CREATE INDEX entry_tombstone ON entry (changed) WHERE kind < 2",
         "CREATE TABLE orphan (id INTEGER PRIMARY KEY)",
         "CREATE TABLE touched (inode INTEGER PRIMARY KEY, epoch INTEGER NOT NULL)",

@@ -65,6 +65,8 @@ class Entries:
         changed = epoch + note.seq
         parent, name = self._place(path, changed)
         row = self.find(parent, name)
+        if look is not None and look.links > 1:
+            self._note_links(look)
         if note.exists is False:
             self._remove(parent, name, row, changed, is_dir=note.is_dir)
         elif note.exists or row is None:
@@ -174,6 +176,11 @@ class Entries:
             self._update(row.id, row.kind, look, changed, row.born, row.gone)
         else:  # it is gone again, or something else: that is still to be told
             self._update(row.id, row.kind, UNSEEN._replace(inode=row.inode), changed, row.born, row.gone)
+
+    def _note_links(self, look: Look) -> None:
+        """Take note of the other names of a file: a change is told for one of them only."""
+        others = "UPDATE entry SET links = ? WHERE inode = ? AND kind = ? AND links = 1"
+        self._connection.execute(others, (look.links, look.inode, IS_PRESENT))
 
     def has_links(self) -> bool:
         """Whether there are files with several names."""

@@ -7,6 +7,7 @@ again, or what is at a path is another directory than the row's. It is looked at
 
 import contextlib
 import os
+import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -171,10 +172,13 @@ class Inventory:
         found: list[Difference] = []
         for directory, (began, listing) in seen:
             rows = self._entries.known_in(directory.id)
-            is_doubtful = bool(self._doubtful) and self._inode_of(directory) in self._doubtful
+            has_doubts = bool(self._doubtful)
+            is_doubtful = has_doubts and self._inode_of(directory) in self._doubtful
             for name, status in listing.items():
                 known = rows.get(name)
-                if known is None or is_doubtful or not known.is_as(status):
+                # What has several names may have been changed by one in another directory.
+                is_in_doubt = is_doubtful or (has_doubts and status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode))
+                if known is None or is_in_doubt or not known.is_as(status):
                     found.append((directory, name, look_of(status, began)))
                 elif self._goes_down and known.kind == DIRECTORY:
                     self._push(directory, name, known.id, look_of(status, began))
