@@ -62,29 +62,32 @@ def named(changes: list[Change]) -> set[tuple[bytes, bool]]:
     return {(change.path, change.exists) for change in changes}
 
 
-# Run by a daemon at its start: it tells its durable cursor to whoever connects to a socket.
+# Run by a daemon at its start: whoever connects to a socket is told the cursor behind all that has happened, durably.
 CONTROL = """
 import socket, threading, trio
-from fusenotify.journal import Journal
-begin = Journal.begin
-def begin_and_answer(self):
-    begin(self)
+from fusenotify.export import Export
+crawl = Export.crawl
+async def crawl_and_answer(self):
+    await crawl(self)
     token = trio.lowlevel.current_trio_token()
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(self._database.path.with_suffix(".control")))
+    listener.bind(str(self.journal._database.path.with_suffix(".control")))
     listener.listen()
+    async def cursor():
+        await self.hearing.caught_up()
+        return await self.journal.cursor()
     def answer():
         while True:
             connection, _ = listener.accept()
             with connection:
-                connection.sendall(trio.from_thread.run(self.cursor, trio_token=token).encode())
+                connection.sendall(trio.from_thread.run(cursor, trio_token=token).encode())
     threading.Thread(target=answer, daemon=True).start()
-Journal.begin = begin_and_answer
+Export.crawl = crawl_and_answer
 """
 
 
 def durable_cursor(state_dir: Path) -> str:
-    """Return the cursor of a daemon that runs CONTROL; what it had heard by then is durable."""
+    """Return the cursor of a daemon that runs CONTROL: what has happened by now is durable."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(PATIENCE)
         client.connect(str(state_dir / "store.control"))

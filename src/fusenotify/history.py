@@ -22,7 +22,7 @@ from fusenotify.identity import Identity
 log = logging.getLogger(__name__)
 
 _SEQ_BITS: Final = 40
-_CURSOR: Final = re.compile(r"c:([0-9a-f]{8})([0-9a-f]{8}):([0-9]{1,12})")
+_CURSOR: Final = re.compile(r"c:([0-9a-f]{6})([0-9a-f]{6}):([0-9]{1,12})")
 _NAME: Final = re.compile(r"[^\s/@][^\s/]{0,127}")
 _MOST_SNAPSHOTS: Final = 1000
 _MOST_EPOCHS: Final = 10_000
@@ -67,8 +67,7 @@ class History:
             tree: the root.
             is_exclusive: nobody else changes the tree.
         """
-        self._tag = hashlib.sha256(tree.packed()).hexdigest()[:8]
-        self.epoch = self._tag + secrets.token_hex(4)
+        self._tag = hashlib.sha256(tree.packed()).hexdigest()[:6]
         self._is_exclusive = is_exclusive
         with database.reading() as connection:
             rows = connection.execute(
@@ -76,6 +75,7 @@ class History:
             ).fetchall()
             self.touched = {inode for (inode,) in connection.execute("SELECT inode FROM touched")}
         self._epochs = {name: _Epoch(*rest) for name, *rest in rows}
+        self.epoch = self._new_name()
         last = max(self._epochs.values(), default=None)
         self.has_earlier = last is not None
         self._ordinal = 1 if last is None else last.ordinal + 1
@@ -87,6 +87,11 @@ class History:
         if self._has_gap:
             log.warning("the run before could not write its journal at the end: what changed before now is not known")
             self._floor = self.start
+
+    def _new_name(self) -> str:
+        while (name := self._tag + secrets.token_hex(3)) in self._epochs:
+            pass
+        return name
 
     def begin(self, connection: sqlite3.Connection) -> None:
         """Begin the run, in a transaction."""
