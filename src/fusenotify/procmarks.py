@@ -12,6 +12,7 @@ import sys
 import time
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 
 # An answer begins with this: seconds that it took, whether everything is watched (by a mark on the filesystem or on a
 # mount), how many processes did not let themselves be looked at, how many nodeids follow (64 bits each).
@@ -117,10 +118,11 @@ def main() -> None:
     """Answer every byte on the standard input with what a look shows that begins then."""
     minor, *left_out = map(int, sys.argv[1:])
     answers = looks(minor, frozenset((os.getpid(), *left_out)))
-    while os.read(0, 1):
-        answer = next(answers)
-        while answer:
-            answer = answer[os.write(1, answer) :]
+    with suppress(BrokenPipeError):  # who asked may be killed at any time
+        while os.read(0, 1):
+            answer = next(answers)
+            while answer:
+                answer = answer[os.write(1, answer) :]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from fusenotify import _linux
@@ -176,17 +177,27 @@ def main(channel: str, progress: str, outside: str, root: str, mountpoint: str) 
     place = Visible(int(root), mountpoint) if mountpoint else Clone(int(root))
     worker = _Worker(place, os.fsencode(outside))
     shared = Progress(int(progress))
-    with socket.socket(fileno=int(channel)) as answers, answers.makefile("rb") as orders:
-        while header := orders.read(_LENGTH.size):
-            for index, order in enumerate(_unpacked(orders.read(*_LENGTH.unpack(header)))):
+    with (
+        socket.socket(fileno=int(channel)) as answers,
+        suppress(ConnectionError),
+    ):  # the daemon may be killed at any time
+        while orders := _received(answers):
+            for index, order in enumerate(_unpacked(orders)):
                 shared.begin(order.number)  # before its first system call: whose requests follow, the daemon sees here
                 shared.end(index, worker.do(order))
             worker.rest()
             shared.begin(0)
-            try:
-                answers.send(b".")
-            except ConnectionError:
-                return
+            answers.send(b".")
+
+
+def _received(channel: socket.socket) -> bytes:
+    """Return the next message, nothing when there is none, or only the beginning of one."""
+    header = channel.recv(_LENGTH.size, socket.MSG_WAITALL)
+    if len(header) < _LENGTH.size:
+        return b""
+    (length,) = _LENGTH.unpack(header)
+    message = channel.recv(length, socket.MSG_WAITALL)
+    return message if len(message) == length else b""
 
 
 class Clone:
