@@ -143,7 +143,14 @@ class RowsSince:
         everything = self._all() if self._after == EVERYTHING else self._changed()
         if self._below == b".":
             return everything
-        return filter(lambda named: named.path == self._below or named.path.startswith(self._below + b"/"), everything)
+        return filter(None, map(self._within, everything))
+
+    def _within(self, named: Named) -> Named | None:
+        if named.path == self._below or named.path.startswith(self._below + b"/"):
+            return named
+        # What was below there has gone with a directory above.
+        is_above = named.is_gone and self._below.startswith(named.path + b"/")
+        return named._replace(path=self._below) if is_above else None
 
     def _all(self) -> Iterator[Named]:
         return self._under(ROOT_ID, b"")

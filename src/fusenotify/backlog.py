@@ -12,7 +12,7 @@ from fusenotify.events import EventRecord
 from fusenotify.onlookers import Onlookers
 from fusenotify.planning import Planner
 
-_MOST_HELD: Final = 1 << 16  # events
+_MOST_HELD: Final = 1 << 13  # events: what is held is worked through at once when a directory moves
 _Held = tuple[Sequence[EventRecord], int]  # a batch, and the stamp of when it was told
 
 

@@ -75,7 +75,9 @@ class Daemon:
         self._replay = Replay(self._nodes, pending, subjects, export.replays)
         onlookers = Onlookers(native, {os.getpid()})
         planner = Planner(export.table, export.tree, pending, onlookers, lambda: export.told_to, export.replays)
-        self._replaying = Replaying(planner, onlookers, self._replay, subjects, export.replays, self._mountpoint)
+        self._replaying = Replaying(
+            planner, onlookers, self._replay, subjects, export.filesystems, export.replays, self._mountpoint
+        )
         if native != "off":
             backlog = Backlog(onlookers, planner)
             export.hearing.followers.append(backlog.follow)

@@ -66,7 +66,7 @@ class Entries:
         parent, name = self._place(path, changed)
         row = self.find(parent, name)
         if look is not None and look.links > 1:
-            self._note_links(look)
+            self.note_links(look)
         if note.exists is False:
             self._remove(parent, name, row, changed, is_dir=note.is_dir)
         elif note.exists or row is None:
@@ -106,16 +106,13 @@ class Entries:
         is_dir = bool(record.flags & IS_DIR)
         if record.flags & EXCHANGE:
             other_is_dir = bool(record.flags & OTHER_IS_DIR)
-            moved = moved or self._unknown(*source, is_dir, changed)
-            replaced = replaced or self._unknown(*target, other_is_dir, changed)
+            moved = self._sure(source, moved, is_dir, changed)
+            replaced = self._sure(target, replaced, other_is_dir, changed)
             self._connection.execute("UPDATE entry SET parent = -1 WHERE id = ?", (moved.id,))
             self._settle(replaced, source, looks[1], changed, moved)
             self._settle(moved, target, looks[0], changed, replaced)
             return
-        if moved is None or moved.kind != IS_PRESENT | is_dir:
-            moved = self.put(*source, moved, UNSEEN._replace(is_dir=is_dir), changed, changed)
-            if is_dir:
-                self.unlisted.append(moved.id)
+        moved = self._sure(source, moved, is_dir, changed)
         if replaced is not None:
             self._drop(replaced)
         self._settle(moved, target, looks[0], changed, replaced)
@@ -123,8 +120,10 @@ class Entries:
             *source, moved.kind & IS_DIRECTORY, UNSEEN._replace(inode=moved.inode), changed, moved.born, changed
         )
 
-    def _unknown(self, parent: int, name: bytes, is_dir: bool, changed: int) -> Row:
-        row = self.put(parent, name, None, UNSEEN._replace(is_dir=is_dir), changed, changed)
+    def _sure(self, place, row, is_dir, changed):
+        if row is not None and row.kind == IS_PRESENT | is_dir:
+            return row
+        row = self.put(*place, row, UNSEEN._replace(is_dir=is_dir), changed, changed)
         if is_dir:
             self.unlisted.append(row.id)
         return row
@@ -137,6 +136,8 @@ class Entries:
         self._connection.execute("UPDATE entry SET parent = ?, name = ? WHERE id = ?", (*place, row.id))
         if row.kind == DIRECTORY:
             self._forget_path(row.id)
+            if is_seen and row.inode not in (0, look.inode):
+                self.unlisted.append(row.id)
         self._update(row.id, row.kind, look, changed, changed, gone)
 
     # --- single rows -------------------------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ class Entries:
         else:  # it is gone again, or something else: that is still to be told
             self._update(row.id, row.kind, UNSEEN._replace(inode=row.inode), changed, row.born, row.gone)
 
-    def _note_links(self, look: Look) -> None:
+    def note_links(self, look: Look) -> None:
         """Take note of the other names of a file: a change is told for one of them only."""
         others = "UPDATE entry SET links = ? WHERE inode = ? AND kind = ? AND links = 1"
         self._connection.execute(others, (look.links, look.inode, IS_PRESENT))

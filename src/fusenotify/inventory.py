@@ -205,6 +205,8 @@ class Inventory:
                 assert row is not None
                 self._entries.remove(row, position)
                 continue
+            if look.links > 1:
+                self._entries.note_links(look)
             # What events have told of and nobody has seen yet has no inode number.
             is_same = row is not None and row.kind == IS_PRESENT | look.is_dir and row.inode in (look.inode, 0)
             if row is not None and is_same:

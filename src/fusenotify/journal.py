@@ -187,6 +187,7 @@ class Journal:
             raise LimitReached(f"{_MOST_ANSWERS} answers are being read; try again in a moment")
         self._answers += 1
         try:
+            await self._until(lambda: self._scribe.is_ready)
             seq = await self._look_at_linked()
             await self._until(lambda: self._scribe.is_ready)
             position = self._history.position(cursor, seq)

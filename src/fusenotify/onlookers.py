@@ -81,6 +81,8 @@ class Onlookers:
     def is_nobody(self, stamp: int) -> bool | None:
         """Return whether nobody watched anything when a change was told, None if that is not known yet."""
         if self._is_blind or self._is_everything or self._watched:
+            if not self._is_blind and time.monotonic() >= self._old_at:
+                self._asked.set()  # they may have gone
             return False
         if self._finished > stamp:
             return True

@@ -27,7 +27,7 @@ from fusenotify.journal import Journal
 from fusenotify.nodes import Nodes
 from fusenotify.passthrough import Context, Passthrough
 from fusenotify.queuefile import QueueFiles
-from fusenotify.replay import REPLAYED_FH, Replay
+from fusenotify.replay import REPLAYED_FH, Replay, refusal
 from fusenotify.session import FuseLoop
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 _RESERVED: Final = QUEUE_DIRECTORY.encode()
+_REPLAY_PATIENCE: Final = 1.0  # seconds that one gets before what a replayer asks of it is refused
 _LISTING_PATIENCE: Final = 0.2  # seconds that a filesystem gets to answer before it is listed unseen
 _FOR_THE_JOURNAL: Final = -1  # on whose account is waited for it
 _ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
@@ -104,8 +105,14 @@ class Operations(pyfuse3.Operations):
 
     async def answer_replayer(self, request: str, *args: object) -> object:
         """Answer a request of a process that does on the mount what was done behind it."""
-        for directory in self.replay.directories if self._filesystems.distant else ():
-            await self._await_answer(directory.key.device)
+        with trio.move_on_after(_REPLAY_PATIENCE) as waiting:
+            try:
+                for directory in self.replay.directories if self._filesystems.distant else ():
+                    await self._await_answer(directory.key.device)
+            except OSError as error:
+                raise refusal(request) from error
+        if waiting.cancelled_caught:
+            raise refusal(request)
         return self.replay.answer(request, *args)
 
     async def _change(

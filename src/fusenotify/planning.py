@@ -65,6 +65,7 @@ class Planner:
 
     def note(self, operation: LocalOperation) -> None:
         """Take note of an operation through the mount that begins now."""
+        self._drop_told()
         for expectation in operation.expectations:
             if expectation.kind & _OF_NAMES:
                 for name in (expectation.at, expectation.to):
@@ -72,7 +73,7 @@ class Planner:
                         entry = (name.directory, name.name)
                         self._untold.append((entry, operation))
                         self._last_on[entry] = operation
-                        self._pending.overtake(entry)
+                        self._pending.overtake(entry, operation)
 
     def follow(self, records: Sequence[EventRecord], stamp: int) -> None:
         """Make plans of what is told; `stamp` is that of the onlookers when it was."""

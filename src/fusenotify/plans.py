@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from fusenotify import events
 from fusenotify.dentries import Entry
+from fusenotify.echoes import LocalOperation
 from fusenotify.events import EXCHANGE, IS_DIR, OTHER_IS_DIR
 from fusenotify.inodes import Node
 
@@ -47,7 +48,7 @@ class Plan:
         flags: IS_DIR, EXCHANGE, OTHER_IS_DIR.
         old: the place that it is about; of a rename the old one, None where that is outside of the tree.
         new: of a rename the new place, None where that is outside of the tree, and for all other kinds.
-        file_type: what a `create` makes, one of the S_IF* of stat(2); chosen when it is handed out.
+        file_type: what a `create` makes, one of the S_IF* of stat(2); chosen when its order is made.
         subject: the node that it is about, as soon as that is decided.
         other: the node that a rename replaces, or that goes the other way.
         decided: whether these two have been looked for.
@@ -58,8 +59,20 @@ class Plan:
     """
 
     __slots__ = (
-        "decided", "file_type", "flags", "kind", "made", "new",
-        "number", "old", "other", "paved", "stamp", "subject", "void",
+        "_is_void",
+        "decided",
+        "file_type",
+        "flags",
+        "kind",
+        "made",
+        "new",
+        "number",
+        "old",
+        "other",
+        "overtaken_by",
+        "paved",
+        "stamp",
+        "subject",
     )  # fmt: skip
 
     def __init__(self, number: int, kind: int, flags: int, old: Place | None, new: Place | None) -> None:
@@ -73,9 +86,19 @@ class Plan:
         self.other: Node | None = None
         self.decided = False
         self.stamp: int | None = None
-        self.void = False
+        self._is_void = False
+        self.overtaken_by: LocalOperation | None = None
         self.made = False
         self.paved: list[Node] = []
+
+    @property
+    def void(self) -> bool:
+        """Whether it does not fit any more; an operation that fails expects nothing, and has overtaken nothing."""
+        return self._is_void or (self.overtaken_by is not None and bool(self.overtaken_by.expectations))
+
+    @void.setter
+    def void(self, is_void: bool) -> None:
+        self._is_void = is_void
 
     @property
     def places(self) -> Iterator[Place]:
@@ -153,10 +176,11 @@ class Pending:
             if not plans:
                 del self._by_entry[place.entry]
 
-    def overtake(self, entry: Entry) -> None:
-        """Take note that a local operation makes, removes or renames what has a name."""
+    def overtake(self, entry: Entry, operation: LocalOperation) -> None:
+        """Take note that a local operation makes, removes or renames what has a name, unless it fails."""
         for plan in self._by_entry.get(entry, ()):
-            plan.void = True
+            if not plan.void:
+                plan.overtaken_by = operation
 
     def is_taken_later(self, plan: Plan, entry: Entry) -> bool:
         """Whether a later plan takes a name away, so that what is there now may not be what this plan is about."""

@@ -41,14 +41,14 @@ class Reach:
     top: bytes
     scope: str
 
-    def relative(self, path: bytes) -> bytes | None:
+    def relative(self, path: bytes, *, is_gone: bool = False) -> bytes | None:
         """Return a path as the client knows it, None where it is not in reach."""
         if self.scope == INODE:
             is_in_reach = path == self.top
         elif self.scope == DIR:
             is_in_reach = (path.rpartition(b"/")[0] or ROOT_PATH) == self.top and path != ROOT_PATH
         else:
-            is_in_reach = self.top == ROOT_PATH or path.startswith(self.top + b"/")
+            is_in_reach = self.top == ROOT_PATH or path.startswith(self.top + b"/") or (is_gone and path == self.top)
         if not is_in_reach:
             return None
         if self.base.is_root:
@@ -140,7 +140,7 @@ class Pieces:
         """Take the next page of which something is in reach."""
         while not self._page and (changes := await answer.page(_PIECE)):
             for change in changes:
-                path = reach.relative(change.path)
+                path = reach.relative(change.path, is_gone=not change.exists)
                 if path is not None:
                     flags = (EXISTS if change.exists else 0) | (IS_DIR if change.is_dir else 0)
                     self._page.append(ChangedPath(path, flags, change.handle))
@@ -251,7 +251,7 @@ class _Recall:
                 self._group.lag.supply([told for change in changes if (told := self._told(change)) is not None])
 
     def _told(self, change: Change) -> tuple[bytes, Recorded] | None:
-        path = self._reach.relative(change.path)
+        path = self._reach.relative(change.path, is_gone=not change.exists)
         if path is None:
             return None
         return path, Recorded(self._mark.number, change.exists, change.is_dir, change.is_new)

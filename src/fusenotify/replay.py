@@ -14,6 +14,7 @@ from typing import Any, Final
 import pyfuse3
 
 from fusenotify import events
+from fusenotify._linux import proc_path
 from fusenotify.attributes import answer_of, entry_of
 from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID, Node
 from fusenotify.nodes import Nodes
@@ -23,6 +24,14 @@ from fusenotify.status import Replays
 from fusenotify.subjects import Subjects
 
 REPLAYED_FH: Final = FIRST_VIRTUAL - 1  # what a replayer has open; no descriptor has that number
+
+
+def refusal(request: str) -> OSError:
+    """Return how a request is refused: ESTALE.
+
+    To a lookup that is ENOMEM: after any other error the kernel would drop the name, and unmount what is mounted there.
+    """
+    return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) if request == "lookup" else stale()
 
 
 class Replay:
@@ -50,6 +59,7 @@ class Replay:
         self._answers: dict[str, Callable[..., Any]] = {
             "lookup": self._lookup,
             "getattr": self._getattr,
+            "getxattr": self._getxattr,
             "setattr": self._setattr,
             "mknod": self._mknod,
             "mkdir": self._mkdir,
@@ -70,6 +80,7 @@ class Replay:
     def dismiss(self) -> None:
         """Answer nobody; what the last one still asks is refused."""
         self._pid = 0
+        self._executing = lambda: 0
 
     def bury(self, pid: int) -> None:
         """Take note that a process has ended, so that its number may be another one's."""
@@ -85,8 +96,7 @@ class Replay:
         """Return the answer to a request of a replayer; its arguments are those of the handler, the context last.
 
         Raises:
-            OSError: ESTALE, when it belongs to no plan that still fits. To a lookup that is ENOMEM: after any other
-                error the kernel would drop the name, and unmount what is mounted there.
+            OSError: as `refusal` has it, when it belongs to no plan that still fits.
         """
         plan = self._handed_out.get(self._executing()) if args[-1].pid == self._pid else None
         answer = self._answers.get(request)
@@ -96,7 +106,7 @@ class Replay:
             return answer(plan, *args[:-1])
         except OSError as error:
             if request == "lookup" and error.errno != errno.ENOENT:
-                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
+                raise refusal(request) from error
             raise
 
     # --- what to carry out -------------------------------------------------------------------------------------------
@@ -109,8 +119,6 @@ class Replay:
                 if plan.void:
                     self._finish(plan)
                     continue
-                if plan.kind == events.CREATE and plan.old is not None:
-                    plan.file_type = self._subjects.type_to_make(plan, plan.old)
                 self._handed_out[plan.number] = plan
                 plans.append(plan)
         return plans
@@ -177,7 +185,7 @@ class Replay:
         """Say what a name stands for before the change."""
         assert place is not None
         known = self._table.entries.at(*place.entry)
-        if known and known[-1].is_dir and known[-1] is not node and self.is_covered():
+        if known and known[-1] is not node and self.is_covered():
             raise stale()  # the kernel would unmount what is mounted there
         if node is None:
             raise _no_entry()
@@ -197,6 +205,16 @@ class Replay:
         entry.st_nlink = max(entry.st_nlink, 1)  # or the kernel would take its end for told
         node.lookups += 1
         return entry
+
+    def _getxattr(self, plan: Plan, nodeid: int, name: bytes) -> bytes:
+        """Tell an attribute as it is: the kernel asks for access control lists, and keeps them for everybody."""
+        try:
+            with self._nodes.descriptor(self._table.get(nodeid)) as fd:
+                return os.getxattr(proc_path(fd), name)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None  # it is gone
 
     def _getattr(self, plan: Plan, nodeid: int) -> pyfuse3.EntryAttributes:
         return self._attributes(self._table.get(nodeid))

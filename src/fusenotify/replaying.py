@@ -1,5 +1,6 @@
 """Has plans carried out: starts the replayer, hands it its orders, and does without it where it is stuck."""
 
+import errno
 import logging
 import os
 import select
@@ -12,6 +13,7 @@ import trio
 
 from fusenotify import _linux, events, replayer
 from fusenotify.events import IS_DIR
+from fusenotify.filesystems import Filesystems
 from fusenotify.mountinfo import MountEntry, mount_at, read_mounts
 from fusenotify.mounting import CAP_SYS_ADMIN, has_capability
 from fusenotify.onlookers import Onlookers
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 STUCK_AFTER: Final = 2.0  # seconds with one order
 _LOOKS: Final = 4  # at a replayer in that time: whatever kept us may have kept it, so the last look is not enough
 _MOST_STUCK: Final = 4  # processes that do not even end: the kernel keeps them, and would keep more
+_RETRY: Final = 1.0  # seconds until another attempt to start one
+_PATIENCE: Final = 0.5  # seconds that a filesystem gets to answer before what was changed in it is given up
 _GRACE: Final = 1.0  # seconds that the last one gets to end
 _WHAT: Final = {
     events.CREATE: replayer.MAKE,
@@ -67,6 +71,9 @@ class _Replayer:
                 cwd="/",
             )
             return cls(process, channel, Progress(progress_fd))
+        except BaseException:
+            channel.socket.close()
+            raise
         finally:
             theirs.close()
             os.close(progress_fd)
@@ -140,9 +147,11 @@ class Replaying:
         onlookers: Onlookers,
         replay: Replay,
         subjects: Subjects,
+        filesystems: Filesystems,
         counts: Replays,
         mountpoint: str,
     ) -> None:
+        self._filesystems = filesystems
         self._subjects = subjects
         self._planner = planner
         self._onlookers = onlookers
@@ -175,6 +184,7 @@ class Replaying:
             root_fd = await trio.to_thread.run_sync(_linux.clone_mount, os.fsencode(self._mountpoint))
         except OSError as error:
             log.warning("programs on the mount do not hear of changes behind it: the mount cannot be cloned: %s", error)
+            self._onlookers.reason = f"to nobody: the mount cannot be cloned: {error}"
             return
         try:
             await self._run(mount, Clone(root_fd))
@@ -203,25 +213,48 @@ class Replaying:
                     if unwanted := await self._planner.find_unwanted(plans):
                         self._replay.drop(unwanted)
                         plans = [plan for plan in plans if plan not in unwanted]
-                    if plans:
-                        await self._carry_out_some(plans, root, nursery)
+                    if orders := await self._orders(plans):
+                        await self._carry_out_some(orders, root, nursery)
                 await self._work.wait()
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _GRACE):
                 await self._end()
 
+    async def _orders(self, plans: list[Plan]) -> list[tuple[Plan, Order]]:
+        """Return the orders for some plans; those for which there are none are given up."""
+        devices = {place.directory.key.device for plan in plans for place in plan.places}
+        for device in devices if self._filesystems.distant else ():
+            if not self._filesystems.answers(device) and not self._filesystems.is_silent(device):
+                with trio.move_on_after(_PATIENCE):
+                    await trio.to_thread.run_sync(self._filesystems.ask, device, abandon_on_cancel=True)
+        orders = []
+        for plan in plans:
+            try:
+                if any(self._filesystems.is_silent(place.directory.key.device) for place in plan.places):
+                    raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+                orders.append((plan, self._order(plan)))
+            except OSError as error:
+                self._replay.finish(plan, error.errno or errno.EIO)
+        return orders
+
     async def _start(self, root: Root) -> _Replayer:
         while self._burials >= _MOST_STUCK:
             self._buried = trio.Event()
             await self._buried.wait()
-        self._replayer = await _Replayer.start(root, self._replay.outside)
+        while self._replayer is None:
+            try:
+                self._replayer = await _Replayer.start(root, self._replay.outside)
+            except OSError as error:  # no process, memory or descriptor is to be had
+                log.warning("no replayer can be started: %s; it is tried again", error)
+                await trio.sleep(_RETRY)
         self._replay.employ(self._replayer.pid, self._replayer.progress.executing)
         return self._replayer
 
-    async def _carry_out_some(self, plans: list[Plan], root: Root, nursery: trio.Nursery) -> None:
+    async def _carry_out_some(self, orders: list[tuple[Plan, Order]], root: Root, nursery: trio.Nursery) -> None:
         worker = self._replayer or await self._start(root)
+        plans = [plan for plan, _ in orders]
         try:
-            await worker.give(replayer.message([self._order(plan) for plan in plans]))
+            await worker.give(replayer.message([order for _, order in orders]))
             await worker.done()
             begun = len(plans)
         except _Stuck:
@@ -256,6 +289,8 @@ class Replaying:
             what = replayer.EXCHANGE if plan.is_exchange else replayer.RENAME
         else:
             what = _WHAT[plan.kind]
+        if plan.kind == events.CREATE and plan.old is not None:
+            plan.file_type = self._subjects.type_to_make(plan, plan.old)
         file_type = plan.file_type or (stat.S_IFDIR if plan.flags & IS_DIR else stat.S_IFREG)
         outside = Name(0, 0, b"%d" % plan.number)
         names = [self._name(plan, place) if place is not None else outside for place in (plan.old, plan.new)]

@@ -97,6 +97,7 @@ class Scribe:
         self._resting_until = 0.0
         self._since_housekeeping = _HOUSEKEEPING
         self._recorded: set[int] = set()
+        self._covered: set[int] = set()
         with database.reading() as connection:
             self._entries = Entries(connection)
         self._inventory = Inventory(backing, self._entries, filesystems.is_silent_at)
@@ -156,7 +157,7 @@ class Scribe:
 
     def missing(self, numbers: Iterable[int]) -> set[int]:
         """Return the directories, by inode number, of which it is not yet durable that something may change in them."""
-        return set(numbers) - self._recorded
+        return set(numbers) - self._recorded - self._covered
 
     def record(self, numbers: set[int]) -> None:
         """Write down durably that something may change in directories. Slow: for a thread.
@@ -170,7 +171,7 @@ class Scribe:
 
     def cover(self, number: int) -> None:
         """Take a new directory in a recorded one for recorded: who looks at that one finds it."""
-        self._recorded.add(number)
+        self._covered.add(number)
 
     @property
     def compared(self) -> int:
@@ -187,6 +188,8 @@ class Scribe:
             except Exception:
                 log.exception("the journal stumbled; the whole tree is looked at again")
                 self._history.set_sound(False)
+                with contextlib.suppress(sqlite3.Error), self._database.reading():
+                    self._entries.forget_cached()
                 self.is_failing, self.is_ready = True, False
                 self._is_lost = had_events = True
             if had_events:
@@ -294,7 +297,7 @@ class Scribe:
     def _start_over(self, seq: int, connection: sqlite3.Connection) -> None:
         """Look at everything anew; where we heard of changes, what is there may have changed without a trace."""
         touched = self._history.lost(connection)
-        self._inventory.begin(self._history.start + seq, touched | self._recorded)
+        self._inventory.begin(self._history.start + seq, touched | self._recorded | self._covered)
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -321,6 +324,9 @@ class Scribe:
         if not self._attempt(write):
             return False
         self._recorded |= touched
+        self._covered -= touched
+        if self._entries.unlisted:
+            self.is_ready = False
         self.written = task.seq
         self._looker.note(looks.items())
         self._looker.note((path, look) for path, look in directories.items() if look is not None)
@@ -366,9 +372,13 @@ class Scribe:
             self._is_lost = True
             return
         self._looker.note(self._inventory.looks(differences))
-        if not self._inventory and self._attempt(self._history.compared):
+        if not self._inventory and self._attempt(self._compared):
             self.is_ready = True
             self._progress.end()
+
+    def _compared(self, connection: sqlite3.Connection) -> None:
+        self._history.compared(connection)
+        self.has_links = self._entries.has_links()
 
     def _keep_house(self, connection: sqlite3.Connection) -> None:
         if not self._entries.purge():
