@@ -120,10 +120,12 @@ class Entries:
             *source, moved.kind & IS_DIRECTORY, UNSEEN._replace(inode=moved.inode), changed, moved.born, changed
         )
 
-    def _sure(self, place, row, is_dir, changed):
+    def _sure(self, place: tuple[int, bytes], row: Row | None, is_dir: bool, changed: int) -> Row:
+        """Return the row of a place, at which something of that type was by what the events say."""
         if row is not None and row.kind == IS_PRESENT | is_dir:
             return row
-        row = self.put(*place, row, UNSEEN._replace(is_dir=is_dir), changed, changed)
+        parent, name = place
+        row = self.put(parent, name, row, UNSEEN._replace(is_dir=is_dir), changed, changed)
         if is_dir:
             self.unlisted.append(row.id)
         return row
