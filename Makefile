@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= 2
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -15,7 +16,8 @@ export PYTHON
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo '  ARGS="…" is handed on by demo, test, soak and bench; PYTHON=… chooses the interpreter.'
+	@echo '  ARGS="…" is handed on by demo, test, soak and bench; PYTHON=… chooses the interpreter;'
+	@echo '  JOBS=N has N processes run the tests (2; 0: this one, as for a debugger).'
 
 setup: $(STAMP) ## install what is missing: Debian packages, .venv, Python packages
 
@@ -23,7 +25,7 @@ demo: $(STAMP) /dev/fuse ## mount a tree and show remote changes arriving (as ro
 	$(SUDO) $(PY) examples/demo.py $(ARGS)
 
 test: $(STAMP) /dev/fuse ## run the tests on real mounts (as root, by sudo)
-	$(SUDO) $(PY) -m pytest $(ARGS)
+	$(SUDO) $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # The random tests are in the files that ask tests/soak.py how much to try.
 soak: $(STAMP) /dev/fuse ## run the random tests with everything they can try (as root, by sudo; it takes hours)
