@@ -94,6 +94,23 @@ def test_a_local_operation_voids_what_waits_and_what_is_told_later_of_before() -
     assert not newer.void
 
 
+def test_a_local_operation_that_fails_voids_nothing() -> None:
+    followed = Followed()
+    failing = LocalOperation(5, STILL_OPEN, None, None, [Expectation(events.DELETE, Name(_ROOT, 1, b"a"))])
+    followed.planner.note(failing)
+    (plan,) = followed.tell((events.MODIFY, b"a", None, 0))
+    under_way = plan.void
+    failing.expectations.clear()
+    assert (under_way, plan.void) == (True, False)
+    done = LocalOperation(6, 20, None, None, [Expectation(events.DELETE, Name(_ROOT, 1, b"a"))])
+    followed.planner.note(done)
+    failing = LocalOperation(20, 20, None, None, [Expectation(events.DELETE, Name(_ROOT, 1, b"a"))])
+    followed.planner.note(failing)
+    failing.expectations.clear()
+    (late,) = followed.tell((events.ATTRIB, b"a", None, 0))
+    assert late.void
+
+
 def test_within_a_batch_it_is_the_order_that_counts() -> None:
     followed = Followed()
     before, behind = followed.tell(

@@ -317,7 +317,37 @@ def test_the_kernel_has_forgotten_all_but_the_watch(mount: Mount, onlooker: Onlo
     assert os.listdir(mount.mountpoint / "d" / "b" / "c") == ["file"]
 
 
+def test_a_directory_of_another_user(mount: Mount, onlooker: Onlooker) -> None:
+    """The kernel asks for its access control list before it lets the replayer write in it."""
+    place = mount.source / "place"
+    place.mkdir(mode=0o755)
+    os.chown(place, 1000, 1000)
+    onlooker.watch("place")
+    onlooker.events()
+    before = replays(mount)["fell_back"]
+    os.mknod(place / "file")
+    (place / "file").rename(place / "other")
+    (place / "other").unlink()
+    assert onlooker.events() == [
+        "place: CREATE file", "place: MOVED_FROM file", "place: MOVED_TO other", "place: DELETE other"
+    ]  # fmt: skip
+    assert replays(mount)["fell_back"] == before
+
+
 # --- both sides -----------------------------------------------------------------------------------------------------
+
+
+def test_a_local_operation_that_fails_overtakes_nothing(
+    mount: Mount, onlooker: Onlooker, watching: Callable[..., Watch]
+) -> None:
+    watch = watching(mount.mountpoint)
+    onlooker.events()
+    with halted(replayer_of(mount)):
+        (mount.source / "place" / "inside").mkdir(parents=True)
+        watch.until("place")
+        with pytest.raises(OSError, match="not empty"):
+            (mount.mountpoint / "place").rmdir()
+    assert onlooker.events() == [".: CREATE|ISDIR place"]
 
 
 def test_what_is_done_through_the_mount_is_heard_once(mount: Mount, onlooker: Onlooker) -> None:
@@ -442,6 +472,30 @@ def test_a_replayer_that_dies_is_replaced(mount: Mount, onlooker: Onlooker) -> N
     (mount.source / "one").mkdir()
     (mount.source / "two").mkdir()
     assert ".: CREATE|ISDIR two" in onlooker.events()
+
+
+# The first replayer dies with orders that it has not read: its connection is reset then.
+_DIES_WITH_ORDERS = """
+import os, signal
+from fusenotify import replaying
+give = replaying._Replayer.give
+
+async def give_a_dying_one(self, orders):
+    replaying._Replayer.give = give
+    os.kill(self.pid, signal.SIGSTOP)
+    await give(self, orders)
+    os.kill(self.pid, signal.SIGKILL)
+
+replaying._Replayer.give = give_a_dying_one
+"""
+
+
+def test_a_replayer_that_dies_with_orders_unread_is_replaced(directory: Path) -> None:
+    with patched(directory, _DIES_WITH_ORDERS) as mount, onlooking(mount) as onlooker:
+        onlooker.watch(".")
+        (mount.source / "heard").mkdir()
+        assert onlooker.events() == [".: CREATE|ISDIR heard"]
+        assert replays(mount)["stuck"] == 1
 
 
 def test_a_busy_mount_can_be_unmounted(mount: Mount) -> None:

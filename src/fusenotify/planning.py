@@ -61,7 +61,8 @@ class Planner:
         self.on_plan: Callable[[], None] = lambda: None
         # Local operations on names that have not been told: whatever is told before them is older than they are.
         self._untold: deque[tuple[Entry, LocalOperation]] = deque()
-        self._last_on: dict[Entry, LocalOperation] = {}
+        # Of those on one name the last that did not fail, and the one under way or after that, which may fail.
+        self._last_on: dict[Entry, list[LocalOperation]] = {}
 
     def note(self, operation: LocalOperation) -> None:
         """Take note of an operation through the mount that begins now."""
@@ -72,7 +73,8 @@ class Planner:
                     if name is not None:
                         entry = (name.directory, name.name)
                         self._untold.append((entry, operation))
-                        self._last_on[entry] = operation
+                        done = [one for one in self._last_on.get(entry, ()) if one.expectations]
+                        self._last_on[entry] = [*done[-1:], operation]
                         self._pending.overtake(entry, operation)
 
     def follow(self, records: Sequence[EventRecord], stamp: int) -> None:
@@ -135,7 +137,8 @@ class Planner:
             return
         plan = self._pending.add(kind, flags, old, new)
         plan.stamp = stamp if wanted is None else None
-        plan.void = is_overtaken or any(place.entry in self._last_on for place in plan.places)
+        plan.void = is_overtaken
+        plan.overtaken_by = [one for place in plan.places for one in self._last_on.get(place.entry, ())]
 
     def _nodes_of(self, *places: Place | None) -> list[int]:
         """Return the nodeids that a watch can be on for which a change in these places is an event."""
@@ -200,8 +203,11 @@ class Planner:
         position = self._position()
         while self._untold and (self._untold[0][1].end <= position or not self._untold[0][1].expectations):
             entry, operation = self._untold.popleft()
-            if self._last_on.get(entry) is operation:
-                del self._last_on[entry]
+            later = [one for one in self._last_on.get(entry, ()) if one is not operation]
+            if later:
+                self._last_on[entry] = later
+            else:
+                self._last_on.pop(entry, None)
 
 
 def _overtaken(records: Sequence[EventRecord]) -> set[int]:

@@ -53,7 +53,8 @@ class Plan:
         other: the node that a rename replaces, or that goes the other way.
         decided: whether these two have been looked for.
         stamp: when it was told, as long as whether anybody watches is still to be found out; else None.
-        void: whether a local operation has overtaken it.
+        void: whether it does not fit any more.
+        overtaken_by: local operations on its names that are later than it; they may fail yet.
         made: whether the request that raises the event was answered.
         paved: directories on the way that the kernel had forgotten, and that are kept for it.
     """
@@ -87,14 +88,14 @@ class Plan:
         self.decided = False
         self.stamp: int | None = None
         self._is_void = False
-        self.overtaken_by: LocalOperation | None = None
+        self.overtaken_by: list[LocalOperation] = []
         self.made = False
         self.paved: list[Node] = []
 
     @property
     def void(self) -> bool:
         """Whether it does not fit any more; an operation that fails expects nothing, and has overtaken nothing."""
-        return self._is_void or (self.overtaken_by is not None and bool(self.overtaken_by.expectations))
+        return self._is_void or any(operation.expectations for operation in self.overtaken_by)
 
     @void.setter
     def void(self, is_void: bool) -> None:
@@ -180,7 +181,7 @@ class Pending:
         """Take note that a local operation makes, removes or renames what has a name, unless it fails."""
         for plan in self._by_entry.get(entry, ()):
             if not plan.void:
-                plan.overtaken_by = operation
+                plan.overtaken_by.append(operation)
 
     def is_taken_later(self, plan: Plan, entry: Entry) -> bool:
         """Whether a later plan takes a name away, so that what is there now may not be what this plan is about."""

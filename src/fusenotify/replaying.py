@@ -99,7 +99,11 @@ class _Replayer:
         looks, at = 0, -1
         while True:
             with trio.move_on_after(STUCK_AFTER / _LOOKS):
-                if not await self._channel.receive_some(1):
+                try:
+                    answer = await self._channel.receive_some(1)
+                except trio.BrokenResourceError as error:  # it has not even read them all
+                    raise _Stuck from error
+                if not answer:
                     raise _Stuck
                 return
             executing = self.progress.executing()
