@@ -351,5 +351,5 @@ class Entries:
 
 
 def _told(look: Look | None, is_dir: bool) -> Look:
-    """Return what was seen of an object that has been told of, unless that was its successor: it is still to be told."""
+    """Return what was seen of an object that was told of, unless it was its successor: that is still to be told."""
     return look if look is not None and look.is_dir == is_dir else UNSEEN._replace(is_dir=is_dir)
