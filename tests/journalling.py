@@ -110,11 +110,12 @@ def state_of(root: Path) -> State:
 
 
 def missing(before: State, after: State, changes: Sequence[Change]) -> set[bytes]:
-    """Return the paths that differ and are not named, nor lie below a directory that is named as gone."""
-    paths = {change.path for change in changes}
+    """Return the paths that differ and are not named as what they are; what has gone with its directory need not be."""
+    there = {change.path for change in changes if change.exists}
     gone = {change.path for change in changes if not change.exists}
-    differing = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
-    return {path for path in differing - paths if not gone & set(_above(path))}
+    changed = {path for path in after if after[path] != before.get(path)}
+    removed = {path for path in before.keys() - after.keys() if not gone & {path, *_above(path)}}
+    return removed | changed - there
 
 
 def _above(path: bytes) -> Iterator[bytes]:

@@ -11,11 +11,13 @@ import pytest
 import trio
 
 from fusenotify import scribe
-from fusenotify.database import FILE_NAME
+from fusenotify.database import FILE_NAME, Database
+from fusenotify.digest import Note
+from fusenotify.entries import Entries
 from fusenotify.errors import BadCursor, UsageError
 from fusenotify.history import SOUND_NAME
 from fusenotify.identity import FileHandle
-from fusenotify.rows import RACY
+from fusenotify.rows import DIRECTORY, RACY, ROOT_ID, UNSEEN
 from fusenotify.store import NodeRow
 from tests.filesystems import filesystem
 from tests.journalling import journalled, named
@@ -294,3 +296,17 @@ async def test_an_exclusive_tree_is_compared_where_something_may_have_changed(di
         changes, fresh = await journal.since(cursor)
         assert not fresh
         assert named(changes) == {(b"a/file", True), (b"a/new", True), (b"a/new/below", True)}
+
+
+def test_a_look_that_finds_what_followed(directory: Path) -> None:
+    """Who knows what was made first is told that a directory has come, though a look found that one already."""
+    database = Database(directory, FileHandle(7, 1, b"tree"))
+    made, replaced = 10, 20
+    directory_there = UNSEEN._replace(inode=7, is_dir=True)
+    with contextlib.closing(database), database.transaction() as connection:
+        entries = Entries(connection)
+        entries.note(b"name", Note(made, True, False), 0, directory_there)
+        entries.note(b"name", Note(replaced, True, True), 0, directory_there)
+        row = entries.find(ROOT_ID, b"name")
+    assert row is not None
+    assert (row.kind, row.inode, row.born) == (DIRECTORY, 7, replaced)

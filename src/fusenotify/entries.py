@@ -70,9 +70,7 @@ class Entries:
         if note.exists is False:
             self._remove(parent, name, row, changed, is_dir=note.is_dir)
         elif note.exists or row is None:
-            self.put(
-                parent, name, row, look or UNSEEN._replace(is_dir=note.is_dir), changed, epoch + (note.born or note.seq)
-            )
+            self.put(parent, name, row, _told(look, note.is_dir), changed, epoch + (note.born or note.seq))
         else:
             self._refresh(row, look, changed)
 
@@ -90,7 +88,7 @@ class Entries:
             if record.kind == DELETE:
                 self._remove(parent, name, row, changed, is_dir=is_dir)
             else:
-                self.put(parent, name, row, look or UNSEEN._replace(is_dir=is_dir), changed, changed)
+                self.put(parent, name, row, _told(look, is_dir), changed, changed)
         elif old is not None and new is None:
             parent, name = self._place(old, changed)
             self._remove(parent, name, self.find(parent, name), changed, is_dir=is_dir)
@@ -121,7 +119,7 @@ class Entries:
         )
 
     def _sure(self, place: tuple[int, bytes], row: Row | None, is_dir: bool, changed: int) -> Row:
-        """Return the row of a place, at which something of that type was by what the events say."""
+        """Return the row of what events say was at a place; where that was not known, what is in it is not either."""
         if row is not None and row.kind == IS_PRESENT | is_dir:
             return row
         parent, name = place
@@ -351,3 +349,8 @@ class Entries:
         if done < _PURGED_AT_ONCE:
             self._connection.execute("DELETE FROM orphan WHERE id = ?", found)
         return True
+
+
+def _told(look: Look | None, is_dir: bool) -> Look:
+    """Return what was seen of an object that was told of, unless it was its successor: that is still to be told."""
+    return look if look is not None and look.is_dir == is_dir else UNSEEN._replace(is_dir=is_dir)

@@ -96,10 +96,13 @@ class Onlookers:
             await self._look_ended.wait()
 
     async def run(self, device: str) -> None:
-        """Look whenever it is asked for, until this is cancelled; `device` is the mount's in mountinfo, 0:NUMBER."""
+        """Look whenever it is asked for, until this is cancelled; `device` is the mount's in mountinfo, 0:NUMBER.
+
+        The process is started at once, not with the first change: until it executes its program it holds a copy of
+        every open file, and so puts off the last close of one that an operation closes meanwhile.
+        """
         minor = int(device.partition(":")[2])
         while not self._is_blind:
-            await self._asked.wait()
             try:
                 async with _program(minor, self._left_out) as program:
                     while True:

@@ -133,7 +133,7 @@ class Scribe:
                 self._pending.clear()
                 self._waiting = 0
                 self._is_lost, self.is_ready = True, False
-            if len(self._pending) == 1 or self._waiting > _MANY:
+            if self._is_lost or len(self._pending) == 1 or self._waiting > _MANY:
                 self._due.notify()
 
     def hurry(self, seq: int, *, looks_at_links: bool = False, looks_again: bool = False) -> None:
