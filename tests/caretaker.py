@@ -6,16 +6,20 @@ a variable that they have inherited.
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from fusenotify import _linux
+from fusenotify.mountinfo import read_mounts
+
 VARIABLE: Final = "FUSENOTIFY_TEST_SESSION"
-_ATTEMPTS: Final = 100  # to have every process end, a tenth of a second each
+_ATTEMPTS: Final = 3  # to have every process end
+_PATIENCE: Final = 10.0  # seconds that one gets to end
 
 
 @contextlib.contextmanager
@@ -44,27 +48,25 @@ def _left_processes(place: str) -> Iterator[int]:
                     yield int(entry)
 
 
-def _left_mounts(place: str) -> list[str]:
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()]
-    return [point for point in reversed(points) if point == place or point.startswith(f"{place}/")]
-
-
-def _unmount(point: str) -> None:
-    path = point.encode(errors="surrogateescape").decode("unicode_escape")  # mountinfo writes spaces as \040
-    subprocess.run(["umount", "--lazy", "--no-canonicalize", path], check=False, stderr=subprocess.DEVNULL)
+def _end(pid: int) -> None:
+    """Kill a process and return when it has ended, or when the kernel has kept it for too long."""
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            select.select([pidfd], [], [], _PATIENCE)
+        finally:
+            os.close(pidfd)
 
 
 def _clear(place: str) -> None:
-    for _ in range(_ATTEMPTS):
-        left = list(_left_processes(place))
-        if not left:
-            break
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.1)
-    for point in _left_mounts(place):
-        _unmount(point)
+    for _ in range(_ATTEMPTS):  # those that have just been started are found the next time
+        for pid in _left_processes(place):
+            _end(pid)
+    for mount in reversed(read_mounts()):
+        if mount.mountpoint == place or mount.mountpoint.startswith(f"{place}/"):
+            with contextlib.suppress(OSError):
+                _linux.umount2(os.fsencode(mount.mountpoint), _linux.MNT_DETACH)
     with contextlib.suppress(OSError):
         os.rmdir(place)
 

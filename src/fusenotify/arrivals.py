@@ -46,13 +46,9 @@ class Arrivals:
         if is_dir and name not in directory.children:
             yield from self.arrive(directory, name, None)
 
-    def is_known(self, directory: Directory, name: bytes) -> bool:
-        """Whether listeners know of a name."""
-        return name in self._snapshot.known(directory)
-
     def meet(self, directory: Directory, name: bytes, is_dir: bool) -> Iterator[list[EventRecord]]:
         """Introduce what is found under a name that listeners do not know, if it is of that type."""
-        if self._crawler.is_there(directory, name, is_dir):
+        if name not in self._snapshot.known(directory) and self._crawler.is_there(directory, name, is_dir):
             yield from self.introduce(directory, name, is_dir)
 
     def _tell(self, arrivals: Iterator[Arrival], cause: LocalOperation | None) -> Iterator[list[EventRecord]]:

@@ -99,9 +99,7 @@ class Hearing:
     async def crawl(self) -> None:
         """Set every watch; from then on no change is missed."""
         await self.before_crawl()
-        for records in self._translator.crawl():
-            self._publish(records)
-            await self._take_turns()
+        await self._tell(self._translator.crawl())
 
     async def run(self) -> None:
         """Publish changes for as long as the daemon runs."""
@@ -182,9 +180,7 @@ class Hearing:
         began = anyio.current_time()
         if began >= self._next_look and not self._has_untold:
             await self.before_crawl()
-            for records in self._recovery.look_at_deaf():
-                self._publish(records)
-                await self._take_turns()
+            await self._tell(self._recovery.look_at_deaf())
             now = anyio.current_time()
             self._next_look = now + max(_DEAF_INTERVAL, _DEAF_SHARE * (now - began))
 
@@ -206,6 +202,12 @@ class Hearing:
         self._passed_on = self._recovery.told_to
         self._finish(self._passed_on)
         self._work.set()
+
+    async def _tell(self, batches: Iterable[list[EventRecord]]) -> None:
+        """Publish batches as they are made, and let others work in between."""
+        for records in batches:
+            self._publish(records)
+            await self._take_turns()
 
     async def _take_turns(self) -> None:
         """Let others work when this has gone on for a while."""
@@ -244,7 +246,7 @@ class Hearing:
             await self.attend()
             await self._pay_debts()
             if not self._stream.has_unread:  # though positions may have grown, by what does not concern the tree
-                await self._look_again()
+                await self._tell(self._translator.look_again(time.time_ns()))
                 self._finish(position)
                 has_told = await self._pay_arrears()
                 if not has_told and not self._groups.debts and not await self._see():
@@ -293,9 +295,7 @@ class Hearing:
 
     async def _translate(self, items: list[Item], *, more_follows: bool | None = None) -> list[Item]:
         """Tell of items, as `Translator.translate` does; return those that it has left."""
-        for records in self._translator.translate(items, time.time_ns(), more_follows=more_follows):
-            self._publish(records)
-            await self._take_turns()
+        await self._tell(self._translator.translate(items, time.time_ns(), more_follows=more_follows))
         return self._translator.undecided
 
     async def _pay_debts(self) -> None:
@@ -321,11 +321,6 @@ class Hearing:
                 debt.group.pay(debt, entries)
                 await self._take_turns()
         debts.extend(unpaid)
-
-    async def _look_again(self) -> None:
-        for records in self._translator.look_again(time.time_ns()):
-            self._publish(records)
-            await self._take_turns()
 
     async def _see(self) -> bool:
         """Look at what has been told, in case it has to be recovered later; return whether there is more to tell."""

@@ -177,7 +177,7 @@ class Translator:
         self._teller.time_ns = time_ns
         while self.doubtful:
             (directory, name), is_dir = self.doubtful.popitem()
-            if not directory.gone and not self._arrivals.is_known(directory, name):
+            if not directory.gone:
                 yield from self._arrivals.meet(directory, name, is_dir)
         yield from self._teller.flush()
 
