@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import fcntl
+import mmap
 import os
 import select
 import shutil
@@ -27,6 +28,7 @@ from tests.test_native_storm import replays, times_of
 
 _FAN_CLASS_CONTENT, _FAN_OPEN_PERM, _FAN_ALLOW = 0x4, 0x10000, 1
 _FAN_MARK_ADD, _FAN_MARK_FILESYSTEM = 0x1, 0x100
+_MADV_POPULATE_READ = 22
 _EVENT = struct.Struct("=IBBHQii")  # of fanotify: length, version, reserved, length of this header, mask, fd, pid
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -234,6 +236,24 @@ def test_a_scanner_that_never_answers(mount: Mount, listening: Callable[..., Any
             is_over.set()
     (mount.source / "h").mkdir()
     assert kinds_of(barrier) == ["CREATE|ISDIR"]
+
+
+def test_who_knows_that_a_file_has_grown_reads_it_to_its_end(mount: Mount) -> None:
+    """However close the replay comes of what was written before, whose answer may be older."""
+    full = b"x" * mmap.PAGESIZE
+    with open(mount.source / "f", "ab", buffering=0) as behind, contextlib.ExitStack() as stack:
+        behind.write(full)
+        on_mount = stack.enter_context(open(mount.mountpoint / "f", "rb")).fileno()
+        size = len(full)
+        for _ in range(4000):
+            behind.write(full)
+            size += len(full)
+            with mmap.mmap(on_mount, size, prot=mmap.PROT_READ) as mapped:  # refused, if it were too long
+                mapped.madvise(_MADV_POPULATE_READ, size - len(full), len(full))  # fails where reading is a bus error
+            if size > 50 * len(full):
+                os.ftruncate(behind.fileno(), len(full))
+                size = os.fstat(on_mount).st_size
+                assert size == len(full)
 
 
 def test_local_changes_are_heard_once(mount: Mount, listening: Callable[..., Any]) -> None:

@@ -73,14 +73,14 @@ class Group:
         self._debts = debts
         self._deferred: list[Debt] = []  # debts that wait for room in the queue
         self._recounted: set[Directory] = set()  # what was asked for and has not been told yet
-        self._owing = 0  # debts that have not been paid
+        self._owed = 0  # debts, wherever they are
         self._owed_from = 0  # the position right before the first of their causes
         self._index = MarkIndex(places)
         self._selector = Selector(tree, base, self._index)
         self._selector.on_ended = lambda _: self._note_marks()
         self._selector.on_owed = self._owe
         self._selector.is_noting = lambda: self.lag.doubt is not None
-        self._selector.is_owed = lambda: any(debt.group is self for debt in debts)
+        self._selector.is_owed = lambda: self._owed > 0
         self._undivided: int | None = None  # the number of the one mark that takes everything
         self._recalling: list[int] = []  # marks that are told of the time before them
 
@@ -93,8 +93,8 @@ class Group:
 
     @property
     def undivided(self) -> int | None:
-        """The number of its only mark, if that takes everything."""
-        return self._undivided
+        """The number of its only mark, if that takes everything and the group is owed nothing."""
+        return None if self._owed else self._undivided
 
     @property
     def wants_handles(self) -> bool:
@@ -173,8 +173,8 @@ class Group:
 
     def publish(self, news: News) -> None:
         """Queue what of some events the marks let through, or note it, if the group has fallen behind."""
-        if self._undivided is not None:
-            self._hand_on([(self._undivided, record) for record in news.usual])
+        if self.undivided is not None:
+            self._hand_on([(self.undivided, record) for record in news.usual])
         elif self.wants_handles:
             self._publish_selected(news.named, news.ways, news.named_sightings)
         elif len(self._index):
@@ -208,7 +208,7 @@ class Group:
     def _placed(self, record: EventRecord) -> EventRecord:
         """Return an event with a position from which on nothing is missed by who goes on from there."""
         seq = self.lag.safe(record.seq)
-        if self._owing:
+        if self._owed:
             seq = min(seq, self._owed_from)
         return record if seq == record.seq else replace(record, seq=seq)
 
@@ -289,13 +289,19 @@ class Group:
 
     def _owe(self, directory: Directory, cause: EventRecord) -> None:
         # Each by itself: before it is paid, what is below may have changed places with something else.
-        for below in directory.below():
-            self._add_debt(Debt(self, below, cause), cause.seq - 1)
+        self._add_debts((Debt(self, below, cause) for below in directory.below()), cause.seq - 1)
 
-    def _add_debt(self, debt: Debt, position: int) -> None:
-        self._owed_from = min(self._owed_from, position) if self._owing else position
-        self._owing += 1
-        self._debts.append(debt)
+    def _add_debts(self, debts: Iterable[Debt], position: int) -> None:
+        self._owed_from = min(self._owed_from, position) if self._owed else position
+        before = len(self._debts)
+        self._debts.extend(debts)
+        self._count_owed(len(self._debts) - before)
+
+    def _count_owed(self, more: int) -> None:
+        was_owed = self._owed > 0
+        self._owed += more
+        if was_owed != (self._owed > 0):
+            self.on_marks()  # it may follow the common log again, or no more
 
     def recount(self, number: int, path: bytes | None, seq: int, time_ns: int) -> None:
         """Owe the group everything that is in a mark's reach, or what of it is below a path, if that is still there.
@@ -315,10 +321,10 @@ class Group:
         if start is None or not start.is_below(top):
             start = top
         cause = EventRecord(seq, time_ns, events.CREATE, 0, start.path)
-        for directory in start.below() if mark.reaches_below else (start,):
-            if directory not in self._recounted:  # however often it is asked for, it is owed once
-                self._recounted.add(directory)
-                self._add_debt(Debt(self, directory, cause), seq)
+        asked = start.below() if mark.reaches_below else (start,)
+        new = [one for one in asked if one not in self._recounted]  # however often it is asked for, it is owed once
+        self._recounted.update(new)
+        self._add_debts((Debt(self, directory, cause) for directory in new), seq)
         self.on_debts()
 
     def defer(self, debt: Debt, count: int) -> bool:
@@ -336,7 +342,7 @@ class Group:
     def write_off(self, debt: Debt) -> None:
         """Take note that a debt is not owed any more."""
         self._recounted.discard(debt.directory)
-        self._owing -= 1
+        self._count_owed(-1)
 
     def note_room(self) -> None:
         """Take note that something has been read; debts that were put off are paid once that is half of the queue."""

@@ -36,6 +36,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _RESERVED: Final = QUEUE_DIRECTORY.encode()
 _REPLAY_PATIENCE: Final = 1.0  # seconds that one gets before what a replayer asks of it is refused
+# Seconds that attributes wait for a replay at most: it may have to wait for who asks, as lseek(2) holds a lock meanwhile.
+_OVERTAKING_PATIENCE: Final = 0.02
 _LISTING_PATIENCE: Final = 0.2  # seconds that a filesystem gets to answer before it is listed unseen
 _FOR_THE_JOURNAL: Final = -1  # on whose account is waited for it
 _ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
@@ -255,6 +257,13 @@ class Operations(pyfuse3.Operations):
         if inode >= FIRST_VIRTUAL:
             return self._queues.getattr(inode)
         await self._reach(inode)
+        told = self._tree.getattr(inode)
+        taken = self.replay.overtaken(inode, told)
+        if taken is None:
+            return told
+        self._loop.hand_over()
+        with trio.move_on_after(_OVERTAKING_PATIENCE):
+            await taken.wait()
         return self._tree.getattr(inode)
 
     @answering

@@ -9,9 +9,11 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pyfuse3
+import trio
 
 from fusenotify import events
 from fusenotify._linux import proc_path
@@ -32,6 +34,23 @@ def refusal(request: str) -> OSError:
     To a lookup that is ENOMEM: after any other error the kernel would drop the name, and unmount what is mounted there.
     """
     return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) if request == "lookup" else stale()
+
+
+@dataclass(slots=True)
+class _Taking:
+    """A file whose attributes the kernel is taking from answers to a replayer.
+
+    Attributes:
+        nodeid: which.
+        stamp: of the last answer.
+        is_overtaken: whether somebody else has asked since, and the file has changed.
+        is_over: set when the kernel has taken them, and they are as new as those that others are told.
+    """
+
+    nodeid: int
+    stamp: tuple[int, int] = (0, 0)
+    is_overtaken: bool = False
+    is_over: trio.Event = field(default_factory=trio.Event)
 
 
 class Replay:
@@ -56,6 +75,7 @@ class Replay:
         self._pid = 0
         self._executing: Callable[[], int] = lambda: 0
         self._handed_out: dict[int, Plan] = {}
+        self._taking: _Taking | None = None
         self._answers: dict[str, Callable[..., Any]] = {
             "lookup": self._lookup,
             "getattr": self._getattr,
@@ -68,6 +88,7 @@ class Replay:
             "rmdir": self._remove,
             "rename": self._rename,
             "open": self._open,
+            "statfs": self._statfs,
         }
 
     # --- whom to answer ----------------------------------------------------------------------------------------------
@@ -79,6 +100,7 @@ class Replay:
 
     def dismiss(self) -> None:
         """Answer nobody; what the last one still asks is refused."""
+        self._have_taken()
         self._pid = 0
         self._executing = lambda: 0
 
@@ -91,6 +113,19 @@ class Replay:
         """The directories that the plan is about that is being carried out."""
         plan = self._handed_out.get(self._executing())
         return [place.directory for place in plan.places] if plan is not None else []
+
+    def overtaken(self, nodeid: int, told: pyfuse3.EntryAttributes) -> trio.Event | None:
+        """Return when the kernel will keep attributes like these that somebody else has asked for; None for now.
+
+        It drops an answer when another one came to it after the question had been asked, older as that may be: whoever
+        asked would know that a file has grown, and read no further than it had been before. So who asks for what has
+        changed since a replay was told of it waits until the replay has been told as well.
+        """
+        taking = self._taking
+        if taking is None or taking.nodeid != nodeid or taking.stamp == _stamp(told):
+            return None
+        taking.is_overtaken = True
+        return taking.is_over
 
     def answer(self, request: str, *args: Any) -> Any:
         """Return the answer to a request of a replayer; its arguments are those of the handler, the context last.
@@ -138,6 +173,7 @@ class Replay:
     def finish(self, plan: Plan, error: int) -> None:
         """Take note of how a plan went: 0, or an errno."""
         del self._handed_out[plan.number]
+        self._have_taken()
         plan.void |= error != 0 or not plan.made
         self._finish(plan)
 
@@ -288,13 +324,38 @@ class Replay:
         plan.made = True
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(REPLAYED_FH), direct_io=True, keep_cache=False)
 
+    def _statfs(self, plan: Plan) -> pyfuse3.StatvfsData:
+        """Say by the number of files whether a replayer has to ask for the attributes again.
+
+        Everything that was asked before the kernel took the last ones has come here before this.
+        """
+        figures = pyfuse3.StatvfsData()
+        figures.f_files = int(self._taking is not None and self._taking.is_overtaken)
+        if not figures.f_files:
+            self._have_taken()
+        return figures
+
+    def _have_taken(self) -> None:
+        if self._taking is not None:
+            self._taking.is_over.set()
+            self._taking = None
+
     def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
         """Return the attributes of a node, made up where it is gone."""
         try:
             with self._nodes.descriptor(node) as fd:
-                return answer_of(node, os.fstat(fd))
+                told = answer_of(node, os.fstat(fd))
         except OSError:
             return _made_up(node)
+        if node.file_type == stat.S_IFREG:
+            self._take(node, told)
+        return told
+
+    def _take(self, node: Node, told: pyfuse3.EntryAttributes) -> None:
+        if self._taking is None or self._taking.nodeid != node.nodeid:
+            self._have_taken()
+            self._taking = _Taking(node.nodeid)
+        self._taking.stamp, self._taking.is_overtaken = _stamp(told), False
 
 
 def _is_at(place: Place | None, nodeid: int, name: bytes) -> bool:
@@ -303,6 +364,10 @@ def _is_at(place: Place | None, nodeid: int, name: bytes) -> bool:
 
 def _no_entry() -> OSError:
     return OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def _stamp(told: pyfuse3.EntryAttributes) -> tuple[int, int]:
+    return told.st_ctime_ns, told.st_size
 
 
 def _made_up(node: Node) -> pyfuse3.EntryAttributes:
