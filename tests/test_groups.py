@@ -208,6 +208,32 @@ def test_debts_wait_until_half_of_the_queue_has_been_read() -> None:
     assert len(wakes) == 2
 
 
+@pytest.mark.parametrize("is_put_off", [False, True])
+@pytest.mark.parametrize("path", [b".", b"in"])
+def test_both_sides_of_an_exchange_are_told_to_who_may_not_know_them_yet(path: bytes, is_put_off: bool) -> None:
+    """Whether it follows what everybody is told or selects, and whether what it is owed waits for room."""
+    world = World(b"in", b"in/a")
+    group = world.open(limit=6)
+    world.mark(group, path)
+    if is_put_off:
+        world.publish(*(world.record(b"in/%d" % number) for number in range(2)))
+    group.recount(1, None, world.seq, 0)
+    if is_put_off:
+        debts = world.groups.debts
+        assert all(group.defer(debts.popleft(), 6) for _ in range(len(debts)))
+    world.publish(world.record(b"in/b", RENAME, flags=EXCHANGE | IS_DIR, old=b"in/a"))
+    told = [(one.kind, one.path, one.old_path, one.flags) for _, one in drained(group) if one.seq == world.seq]
+    assert told == [
+        (RENAME, b"in/b", b"in/a", EXCHANGE | IS_DIR),
+        (CREATE, b"in/b", None, RECOVERED | IS_DIR),
+        (CREATE, b"in/a", None, RECOVERED),
+    ]
+    group.note_room()
+    world.publish(world.record(b"in/b", RENAME, flags=EXCHANGE | IS_DIR, old=b"in/a"))
+    world.publish(world.record(b"in/b", RENAME, flags=EXCHANGE, old=b"in/a"))
+    assert [one.kind for _, one in drained(group)][-1] == RENAME  # nothing is owed any more
+
+
 # --- filters -------------------------------------------------------------------------------------------------------
 
 

@@ -71,12 +71,13 @@ class Group:
         self._debts = debts
         self._deferred: list[Debt] = []  # debts that wait for room in the queue
         self._recounted: set[Directory] = set()  # what was asked for and has not been told yet
+        self._owed = 0  # debts, wherever they are
         self._index = MarkIndex(places)
         self._selector = Selector(tree, base, self._index)
         self._selector.on_ended = lambda _: self._note_marks()
         self._selector.on_owed = self._owe
         self._selector.is_noting = lambda: self.lag.doubt is not None
-        self._selector.is_owed = lambda: any(debt.group is self for debt in debts)
+        self._selector.is_owed = lambda: self._owed > 0
         self._undivided: int | None = None  # the number of the one mark that takes everything
 
     # --- marks -------------------------------------------------------------------------------------------------------
@@ -88,8 +89,8 @@ class Group:
 
     @property
     def undivided(self) -> int | None:
-        """The number of its only mark, if that takes everything."""
-        return self._undivided
+        """The number of its only mark, if that takes everything and the group is owed nothing."""
+        return None if self._owed else self._undivided
 
     @property
     def wants_handles(self) -> bool:
@@ -166,8 +167,8 @@ class Group:
 
     def publish(self, news: News) -> None:
         """Queue what of some events the marks let through, or note it, if the group has fallen behind."""
-        if self._undivided is not None:
-            self._hand_on([(self._undivided, record) for record in news.usual])
+        if self.undivided is not None:
+            self._hand_on([(self.undivided, record) for record in news.usual])
         elif self.wants_handles:
             self._publish_selected(news.named, news.ways, news.named_sightings)
         elif len(self._index):
@@ -256,7 +257,18 @@ class Group:
 
     def _owe(self, directory: Directory, cause: EventRecord) -> None:
         # Each by itself: before it is paid, what is below may have changed places with something else.
-        self._debts.extend(Debt(self, below, cause) for below in directory.below())
+        self._add_debts(Debt(self, below, cause) for below in directory.below())
+
+    def _add_debts(self, debts: Iterable[Debt]) -> None:
+        before = len(self._debts)
+        self._debts.extend(debts)
+        self._count_owed(len(self._debts) - before)
+
+    def _count_owed(self, more: int) -> None:
+        was_owed = self._owed > 0
+        self._owed += more
+        if was_owed != (self._owed > 0):
+            self.on_marks()  # it may follow the common log again, or no more
 
     def recount(self, number: int, path: bytes | None, seq: int, time_ns: int) -> None:
         """Owe the group everything that is in a mark's reach, or what of it is below a path, if that is still there.
@@ -276,10 +288,10 @@ class Group:
         if start is None or not start.is_below(top):
             start = top
         cause = EventRecord(seq, time_ns, events.CREATE, 0, start.path)
-        for directory in start.below() if mark.reaches_below else (start,):
-            if directory not in self._recounted:  # however often it is asked for, it is owed once
-                self._recounted.add(directory)
-                self._debts.append(Debt(self, directory, cause))
+        asked = start.below() if mark.reaches_below else (start,)
+        new = [one for one in asked if one not in self._recounted]  # however often it is asked for, it is owed once
+        self._recounted.update(new)
+        self._add_debts(Debt(self, directory, cause) for directory in new)
         self.on_debts()
 
     def defer(self, debt: Debt, count: int) -> bool:
@@ -297,6 +309,7 @@ class Group:
     def write_off(self, debt: Debt) -> None:
         """Take note that a debt is not owed any more."""
         self._recounted.discard(debt.directory)
+        self._count_owed(-1)
 
     def note_room(self) -> None:
         """Take note that something has been read; debts that were put off are paid once that is half of the queue."""
@@ -308,7 +321,6 @@ class Group:
 
     def pay(self, debt: Debt, entries: Iterable[tuple[bytes, bool]]) -> None:
         """Queue a create for every entry of a directory that has come into reach, as far as the marks want to know."""
-        self.write_off(debt)
         cause, prefix = debt.cause, debt.directory.prefix
         flags = cause.flags & LOCAL | RECOVERED
         records = [
@@ -322,6 +334,7 @@ class Group:
             if self.wants_handles:
                 records = list(map(named, records, self.identifier.identify(records)))
             self._publish_selected(records, Ways(self._tree), (NOTHING,) * len(records))
+        self.write_off(debt)
 
 
 def _is_at(place: Place | None, path: bytes) -> bool:
