@@ -222,7 +222,9 @@ def test_both_sides_of_an_exchange_are_told_to_who_may_not_know_them_yet(path: b
         debts = world.groups.debts
         assert all(group.defer(debts.popleft(), 6) for _ in range(len(debts)))
     world.publish(world.record(b"in/b", RENAME, flags=EXCHANGE | IS_DIR, old=b"in/a"))
-    told = [(one.kind, one.path, one.old_path, one.flags) for _, one in drained(group) if one.path in (b"in/a", b"in/b")]
+    told = [
+        (one.kind, one.path, one.old_path, one.flags) for _, one in drained(group) if one.path in (b"in/a", b"in/b")
+    ]
     assert told == [
         (RENAME, b"in/b", b"in/a", EXCHANGE | IS_DIR),
         (CREATE, b"in/b", None, RECOVERED | IS_DIR),
