@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -105,10 +105,14 @@ class Running:
                 raise AssertionError(f"{words} did not come, but {lines}") from None
         return lines
 
-    def has_told(self, words: str) -> bool:
-        """Whether a line with these words has come since the last look."""
-        lines = [self._lines.get() for _ in range(self._lines.qsize())]
-        return any(words in line for line in lines)
+    def tells(self, words: str, within: float) -> bool:
+        """Whether a line with these words comes within so many seconds."""
+        deadline = time.monotonic() + within
+        with suppress(queue.Empty):
+            while words not in self._lines.get(timeout=max(0, deadline - time.monotonic())):
+                pass
+            return True
+        return False
 
     def close(self) -> None:
         self.process.kill()
@@ -215,11 +219,14 @@ def test_entr(mount: Mount, start: Callable[..., Running]) -> None:
 
 
 def save_until_told(program: Running, save: Callable[[str], object], text: str) -> None:
-    """Save one version after the other: entr does not hear of what happens before it has settled down again."""
+    """Save one version after the other: entr does not hear of what happens before it has settled down again.
+
+    And while one change follows the other it runs nothing.
+    """
 
     def is_told() -> bool:
         save(f"{text} {time.monotonic()}\n")
-        return program.has_told(text)
+        return program.tells(text, within=0.5)
 
     wait_for(is_told)
 
