@@ -9,7 +9,7 @@ The one thing to understand is that a look shows the present and an event tells 
 which of them are directories, is taken from the events alone; what a file holds is taken from the look. A name that the
 look does not find, or finds to be something else, is kept with nothing seen of it: it has moved on, and the event that
 says where to has not been read yet. When a directory is renamed, everything known below it is looked at again under its
-new name, since what was seen under the old one may have been its successor. And when the mount has been away for a while,
+new name, since what was seen under the old one may have been its successor. And when the mount has been away,
 everything is looked at again: what has not changed meanwhile is told by no event.
 """
 
