@@ -18,7 +18,7 @@ DEFAULT_LIMIT = 131072
 
 
 class End(Batch):
-    """What tells of the end of a mark. It finds room in a full queue, and stays when the rest is given up.
+    """What tells of the end of a mark, or of everything. It finds room in a full queue, and stays when the rest is given up.
 
     So as not to take unbounded memory, whoever pushes it has to bound how many wait (`Queue.ends`).
     """
@@ -142,7 +142,7 @@ class Queue:
         self.on_loss(mark, records if count == len(records) else None)
 
     def give_up(self) -> None:
-        """Drop all that waits but the ends of marks and the last event, for want of memory; the overflow event stands for it."""
+        """Drop all that waits but ends, for want of memory; the overflow event stands for it."""
         first = self.peek(1)
         if first is None:
             return
