@@ -146,7 +146,7 @@ class Replica:
             seen = look(full)
         except OSError as error:
             seen = None  # not there, or not any more: an event will tell
-            self._was_away |= error.errno == errno.ENOTCONN  # nobody serves the mount
+            self._was_away |= error.errno in (errno.ENOTCONN, errno.ECONNABORTED)  # nobody serves the mount any more
         node.seen = seen if seen is not None and stat.S_ISDIR(seen.mode) == node.is_dir else None
 
 

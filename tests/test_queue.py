@@ -9,6 +9,7 @@ from fusenotify.batch import Batch
 from fusenotify.events import CREATE, OVERFLOW, EventRecord, Reason
 from fusenotify.ledger import Ledger
 from fusenotify.queue import End, Queue
+from fusenotify.sharedlog import SharedLog
 
 
 def record(seq: int) -> EventRecord:
@@ -44,6 +45,20 @@ def test_what_is_given_up_leaves_the_ends_of_marks() -> None:
     queue.give_up()
     assert [(mark, one.seq) for mark, one in drain(queue)] == [(0, 6), (2, 6)]
     assert (len(queue), queue.ends) == (0, 0)
+
+
+def test_nothing_comes_after_the_last_event() -> None:
+    queue, log = Queue(3, Ledger().of(0)), SharedLog()
+    queue.push(1, batch(1))
+    queue.push_last(record(2))
+    queue.follow(1, log)
+    log.append(batch(3))
+    queue.push(1, batch(4))
+    queue.push(1, End([record(5)]))
+    queue.push_overflow(6, 60, Reason.KERNEL)
+    assert len(queue) == 2
+    queue.give_up()
+    assert [(mark, one.seq, one.kind) for mark, one in drain(queue)] == [(0, 0, OVERFLOW), (0, 2, CREATE)]
 
 
 class Model(RuleBasedStateMachine):

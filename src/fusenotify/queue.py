@@ -20,7 +20,9 @@ DEFAULT_LIMIT = 131072
 
 
 class End(Batch):
-    """What tells of the end of a mark. It finds room in a full queue, and stays when the rest is given up.
+    """What tells of the end of a mark, or of everything.
+
+    It finds room in a full queue, and stays when the rest is given up.
 
     So as not to take unbounded memory, whoever pushes it has to bound how many wait (`Queue.ends`).
     """
@@ -64,6 +66,7 @@ class Queue:
         self._peeked = 0
         self._following: tuple[int, Reader, SharedLog] | None = None  # what comes behind the items
         self._overflow: Batch | None = None  # the one that waits to be read
+        self._is_over = False
 
     def __len__(self) -> int:
         """Return how many events wait, a waiting overflow event included."""
@@ -85,6 +88,8 @@ class Queue:
 
     def push(self, mark: int, batch: Batch) -> None:
         """Append what there is room for, in order, and the overflow event for the rest."""
+        if self._is_over:
+            return
         self._settle()
         followed = self.unfollow()  # what has come of the log comes first
         room = len(batch) if isinstance(batch, End) else min(self._room, len(batch))
@@ -97,6 +102,10 @@ class Queue:
 
     def push_overflow(self, seq: int, time_ns: int, reason: str) -> None:
         """Append the overflow event, unless one is waiting already: that one stands for this one too."""
+        if not self._is_over:
+            self._put_overflow(seq, time_ns, reason)
+
+    def _put_overflow(self, seq: int, time_ns: int, reason: str) -> None:
         self._settle()
         if self._overflow is None:
             self.overflows += 1
@@ -108,10 +117,11 @@ class Queue:
             self.on_queued()
 
     def push_last(self, record: EventRecord) -> None:
-        """Append what nothing comes after; there is always room for it."""
+        """Append what nothing comes after, whatever is still pushed; there is always room for it."""
         self._settle()
         self.unfollow()
-        self._append(0, Batch((record,)))
+        self._append(0, End((record,)))
+        self._is_over = True
 
     def _append(self, mark: int, batch: Batch) -> None:
         if self._usage is not None:
@@ -138,7 +148,7 @@ class Queue:
         self.on_loss(mark, records if count == len(records) else None, position)
 
     def give_up(self) -> None:
-        """Drop all that waits but the ends of marks, for want of memory; the overflow event stands for it."""
+        """Drop all that waits but ends, for want of memory; the overflow event stands for it."""
         first = self.peek(1)
         if first is None:
             return
@@ -151,10 +161,10 @@ class Queue:
         self.clear()
         if overflow is not None:
             position = overflow.seq
-            self.push_overflow(position, overflow.time_ns, overflow.reason)
+            self._put_overflow(position, overflow.time_ns, overflow.reason)
         else:
             position = record.seq - 1
-            self.push_overflow(position, record.time_ns, Reason.QUEUE)
+            self._put_overflow(position, record.time_ns, Reason.QUEUE)
         for number, end in ends:
             # Who goes on from there has to hear of what is lost.
             self._append(number, End([replace(one, seq=min(one.seq, position)) for one in end.records]))
@@ -199,6 +209,8 @@ class Queue:
 
     def follow(self, mark: int, log: SharedLog) -> None:
         """Take everything that a log gets from now on for events of a mark."""
+        if self._is_over:
+            return
         reader = log.follow(self)
         self._following = mark, reader, log
         reader.limit(self._room)
