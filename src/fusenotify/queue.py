@@ -18,7 +18,9 @@ DEFAULT_LIMIT = 131072
 
 
 class End(Batch):
-    """What tells of the end of a mark, or of everything. It finds room in a full queue, and stays when the rest is given up.
+    """What tells of the end of a mark, or of everything.
+
+    It finds room in a full queue, and stays when the rest is given up.
 
     So as not to take unbounded memory, whoever pushes it has to bound how many wait (`Queue.ends`).
     """
