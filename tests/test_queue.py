@@ -58,7 +58,7 @@ def test_nothing_comes_after_the_last_event() -> None:
     queue.push_overflow(6, 60, Reason.KERNEL)
     assert len(queue) == 2
     queue.give_up()
-    assert [(mark, one.seq, one.kind) for mark, one in drain(queue)] == [(0, 0, OVERFLOW), (0, 2, CREATE)]
+    assert [(mark, one.path, one.kind) for mark, one in drain(queue)] == [(0, None, OVERFLOW), (0, b"2", CREATE)]
 
 
 class Model(RuleBasedStateMachine):
