@@ -8,7 +8,7 @@ from typing import Any
 
 KINDS = (
     "create", "delete", "modify", "attrib", "close_write", "rename", "overflow", "unmount", "open", "access",
-    "close_nowrite", "delete_self", "move_self", "ignored",
+    "close_nowrite", "delete_self", "move_self", "ignored", "live",
 )  # fmt: skip
 _SIZED = {0xC4: "B", 0xC5: ">H", 0xC6: ">I", 0xD9: "B", 0xDA: ">H", 0xDB: ">I", 0xDC: ">H", 0xDD: ">I"}
 _NUMBERS = {0xCC: "B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q"}

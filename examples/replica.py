@@ -9,9 +9,11 @@ The one thing to understand is that a look shows the present and an event tells 
 which of them are directories, is taken from the events alone; what a file holds is taken from the look. A name that the
 look does not find, or finds to be something else, is kept with nothing seen of it: it has moved on, and the event that
 says where to has not been read yet. When a directory is renamed, everything known below it is looked at again under its
-new name, since what was seen under the old one may have been its successor.
+new name, since what was seen under the old one may have been its successor. And when the mount has been away,
+everything is looked at again: what has not changed meanwhile is told by no event.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -63,6 +65,7 @@ class Replica:
         self.looks = 0
         self._root = os.fspath(root)
         self._top = Node(is_dir=True)
+        self._was_away = False  # whether looks may have found nothing for want of a mount
 
     # --- reading it ------------------------------------------------------------------------------------------------
 
@@ -79,7 +82,12 @@ class Replica:
     def apply(self, event: Event) -> None:
         """Take note of an event. They have to be applied in the order in which they come."""
         path, old_path = event.path, event.old_path
-        if event.kind is Kind.OVERFLOW:
+        if self._was_away:
+            self._was_away = False
+            self._look_below(".")
+        if event.kind is Kind.UNMOUNT:
+            self._was_away = True
+        elif event.kind is Kind.OVERFLOW:
             self._look_below(path or ".")  # what is missing is told by the recovered events that follow
         elif event.kind is Kind.DELETE:
             self._take(path)
@@ -136,8 +144,9 @@ class Replica:
         full = os.path.join(self._root, path)
         try:
             seen = look(full)
-        except OSError:
+        except OSError as error:
             seen = None  # not there, or not any more: an event will tell
+            self._was_away |= error.errno in (errno.ENOTCONN, errno.ECONNABORTED)  # nobody serves the mount any more
         node.seen = seen if seen is not None and stat.S_ISDIR(seen.mode) == node.is_dir else None
 
 

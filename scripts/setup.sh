@@ -37,6 +37,7 @@ want() {
 compiles() { echo '#include <stdio.h>' | gcc -fsyntax-only -x c -; }
 py() { "$python" -c "$1"; }
 have_for_root() { (PATH="$PATH:/usr/sbin:/sbin" && have "$1"); }
+chokidar() { NODE_PATH=/usr/share/nodejs node -e 'require("chokidar")'; }
 fuse_headers() { pkg-config --exists fuse3; }
 
 # What the interpreter itself lacks. Debian's packages can help only an interpreter of Debian's.
@@ -65,6 +66,11 @@ system() {
     want e2fsprogs have_for_root mkfs.ext4
     want xfsprogs have_for_root mkfs.xfs
     want iproute2 have_for_root ip
+    # Programs that watch files, for the tests of native delivery.
+    want inotify-tools have inotifywait
+    want entr have entr
+    want nodejs have node
+    want node-chokidar chokidar
     want_python
     if [ -n "$missing" ]; then
         have apt-get || die "missing, and there is no apt-get to install it:$missing"

@@ -66,6 +66,16 @@ class Daemon:
         self.process.send_signal(how)
         return self.process.wait(PATIENCE)
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stop the process for a while: what happens meanwhile it looks at later only."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def close(self) -> None:
         """Take everything away, whatever state it is in."""
         if self.process.poll() is None:

@@ -441,21 +441,22 @@ def test_status(mount: Mount, watching: Start) -> None:
     watching(mount.mountpoint)
     wanted = {
         "pid": mount.pid, "source": str(mount.source), "mountpoint": str(mount.mountpoint), "watcher": "inotify",
-        "native": "off", "watches": 3, "overflows": 0, "recoveries": 0, "deaf": 0, "groups": 1,
-        "replays": {"delivered": 0, "fell_back": 0},
+        "native": "auto", "watches": 3, "overflows": 0, "recoveries": 0, "deaf": 0, "groups": 1,
     }  # fmt: skip
     for target in (mount.mountpoint, mount.mountpoint / "a" / "b", f"unix:{mount.socket}"):
         code, out, err = outcome("status", "--json", target)
         assert (code, err) == (0, "")
         state = json.loads(out)
         assert {name: state[name] for name in wanted} == wanted
+        assert {"delivered", "fell_back", "stuck"} == set(state["replays"])
+        assert state["native_reason"].startswith("to ")
         assert re.fullmatch(r"c:[0-9a-f]+:\d+", state["cursor"])
     code, out, err = outcome("status", mount.mountpoint)
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == f"{mount.source} on {mount.mountpoint}"
     assert re.fullmatch(rf"  pid +{mount.pid}", lines[1])
-    assert any(re.fullmatch(r"  replays +delivered 0, fell_back 0", line) for line in lines)
+    assert any(re.fullmatch(r"  replays +delivered \d+, fell_back 0, stuck 0", line) for line in lines)
     assert len({re.match(r"  (deaf below|\S+) +", line).end() for line in lines[1:]}) == 1, "one column"  # type: ignore[union-attr]
 
 
@@ -486,6 +487,7 @@ def test_status_for_prometheus(mount: Mount, watching: Start) -> None:
     label = f'{{mountpoint="{mount.mountpoint}"'
     assert f"fusenotify_watches{label}}} 1" in lines
     assert "# TYPE fusenotify_queued_seconds histogram" in lines
+    assert f'fusenotify_replays_total{label},how="fell_back"}} 0' in lines
     buckets = [line for line in lines if line.startswith(f"fusenotify_queued_seconds_bucket{label}")]
     counts = [int(line.rpartition(" ")[2]) for line in buckets]
     assert counts == sorted(counts)

@@ -60,11 +60,14 @@ def test_documents_do_name_tests() -> None:
     assert len(list(proofs(ROOT / "docs" / "guarantees.md"))) > 100
 
 
+COMMANDS = ["mount", "umount", "serve", "watch", "since", "cursor", "snapshot", "status", "doctor"]
+
+
 def test_the_help_texts_are_those_of_the_program() -> None:
     """Whatever the width at which they are wrapped."""
     document = (ROOT / "docs" / "commands.md").read_text()
     told = re.findall(r"^## fusenotify ?(\w*)\n\n```text\n(.*?)```", document, re.DOTALL | re.MULTILINE)
-    assert [command for command, _ in told] == ["", "mount", "umount", "serve", "watch", "status", "doctor"]
+    assert [command for command, _ in told] == ["", *COMMANDS]
     for command, text in told:
         assert text.split() == run(*filter(None, [command]), "--help").stdout.split()
 

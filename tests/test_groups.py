@@ -409,10 +409,11 @@ def test_a_directory_that_comes_into_reach_is_expanded_for_those_who_had_not_see
     world.below[b"in/d"] = [(b"e", True)]
     world.below[b"in/d/e"] = [(b"f", False)]
     world.publish(world.record(b"in/d", RENAME, flags=IS_DIR | LOCAL, old=b"out/d", pid=4, uid=5))
+    # Until all of it has been told, what goes on from the position before the rename misses nothing.
     assert drained(inside) == [
-        (1, EventRecord(1, 0, RENAME, IS_DIR | LOCAL, b"in/d", None, 4, 5)),
-        (1, EventRecord(1, 0, CREATE, IS_DIR | LOCAL | RECOVERED, b"in/d/e", None, 4, 5)),
-        (1, EventRecord(1, 0, CREATE, LOCAL | RECOVERED, b"in/d/e/f", None, 4, 5)),
+        (1, EventRecord(0, 0, RENAME, IS_DIR | LOCAL, b"in/d", None, 4, 5)),
+        (1, EventRecord(0, 0, CREATE, IS_DIR | LOCAL | RECOVERED, b"in/d/e", None, 4, 5)),
+        (1, EventRecord(0, 0, CREATE, LOCAL | RECOVERED, b"in/d/e/f", None, 4, 5)),
     ]
     assert heard(everywhere) == [(1, b"in/d", b"out/d")]
     assert world.asked == [b"in/d", b"in/d/e"]

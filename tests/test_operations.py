@@ -382,6 +382,36 @@ def test_an_access_list_takes_the_set_group_id_bit(shared: Both) -> None:
 # --- who -------------------------------------------------------------------------------------------------------------
 
 
+_REPLACED = """
+import os
+_mknod, _mkdir = os.mknod, os.mkdir
+
+def mknod(name, *arguments, dir_fd=None):
+    _mknod(name, *arguments, dir_fd=dir_fd)
+    os.unlink(name, dir_fd=dir_fd)
+    _mkdir(name, dir_fd=dir_fd)
+
+def mkdir(name, *arguments, dir_fd=None):
+    _mkdir(name, *arguments, dir_fd=dir_fd)
+    if dir_fd is not None:
+        os.rmdir(name, dir_fd=dir_fd)
+        _mknod(name, dir_fd=dir_fd)
+
+os.mknod, os.mkdir = mknod, mkdir
+"""
+
+
+def test_what_is_replaced_as_soon_as_it_is_made_is_gone(directory: Path) -> None:
+    """By something of another type, behind the mount: the kernel would say EIO of it."""
+    with patched(directory, _REPLACED) as mount:
+        with pytest.raises(FileNotFoundError):
+            os.mknod(mount.mountpoint / "file")
+        with pytest.raises(FileNotFoundError):
+            (mount.mountpoint / "directory").mkdir()
+        assert (mount.mountpoint / "file").is_dir()
+        assert (mount.mountpoint / "directory").is_file()
+
+
 @pytest.mark.parametrize("umask", [0, 0o022, 0o077, 0o707])
 def test_umask(shared: Both, umask: int) -> None:
     make = (

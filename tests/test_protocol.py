@@ -4,7 +4,7 @@ import contextlib
 import re
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -16,16 +16,28 @@ from fusenotify.batch import Batch
 from fusenotify.errors import FusenotifyError, ProtocolError
 from fusenotify.events import CREATE, DEFAULT, EXCHANGE, IS_DIR, LOCAL, OVERFLOW, RENAME, EventRecord
 from fusenotify.protocol import (
+    EXISTS,
     AddMark,
+    AskCursor,
+    AskSnapshots,
     AskStatus,
+    ChangedPath,
+    Changes,
+    CreateSnapshot,
+    DeleteSnapshot,
     Done,
     Events,
     FrameBuffer,
     Hello,
+    KeptSnapshot,
+    More,
+    Position,
     Recount,
     Refusal,
     RemoveMark,
     Report,
+    Since,
+    Snapshots,
     Sync,
     Welcome,
 )
@@ -49,15 +61,15 @@ GOLDEN: list[tuple[protocol.Request | protocol.Reply, str]] = [
     (Hello(1, 131072), "0d000000 93 a568656c6c6f 01 ce00020000"),
     (
         AddMark(1, 2, b".", "subtree", DEFAULT, 3),
-        "1b000000 9c a46d61726b 01 02 c4012e a773756274726565 ccff 03 c0 c0 c2 c2 c2",
+        "1c000000 9d a46d61726b 01 02 c4012e a773756274726565 ccff 03 c0 c0 c2 c2 c2 c0",
     ),
     (
         AddMark(300, 2, b"a/\xff", "dir", CREATE | RENAME, 2, 4711, (0, 1000)),
-        "20000000 9c a46d61726b cd012c 02 c403612fff a3646972 21 02 cd1267 92 00 cd03e8 c2 c2 c2",
+        "21000000 9d a46d61726b cd012c 02 c403612fff a3646972 21 02 cd1267 92 00 cd03e8 c2 c2 c2 c0",
     ),
     (
-        AddMark(1, 3, b"f", "inode", CREATE, 3, None, None, True, True, True),
-        "18000000 9c a46d61726b 01 03 c40166 a5696e6f6465 01 03 c0 c0 c3 c3 c3",
+        AddMark(1, 3, b"f", "inode", CREATE, 3, None, None, True, True, True, "c:ab:7"),
+        "1f000000 9d a46d61726b 01 03 c40166 a5696e6f6465 01 03 c0 c0 c3 c3 c3 a6633a61623a37",
     ),
     (RemoveMark(3, 2), "0a000000 93 a6756e6d61726b 03 02"),
     (Recount(3, 2), "0c000000 94 a77265636f756e74 03 02 c0"),
@@ -65,18 +77,36 @@ GOLDEN: list[tuple[protocol.Request | protocol.Reply, str]] = [
     (Sync(4), "07000000 92 a473796e63 04"),
     (AskStatus(5), "09000000 92 a6737461747573 05"),
     (Welcome(1, "0a1b2c3d4e5f"), "17000000 93 a777656c636f6d65 01 ac306131623263336434653566"),
-    (Done(4, 70000), "0c000000 93 a4646f6e65 04 ce00011170"),
+    (AskCursor(6), "09000000 92 a6637572736f72 06"),
+    (Since(7, b"a", "@x"), "0e000000 94 a573696e6365 07 c40161 a24078"),
+    (More(8), "07000000 92 a46d6f7265 08"),
+    (CreateSnapshot(9, "x"), "0d000000 93 a8736e617073686f74 09 a178"),
+    (DeleteSnapshot(10, "x"), "0b000000 93 a6666f72676574 0a a178"),
+    (AskSnapshots(11), "0c000000 92 a9736e617073686f7473 0b"),
+    (Done(4, 70000), "0d000000 94 a4646f6e65 04 ce00011170 c0"),
+    (Done(4, 5, "c:ab:7"), "0f000000 94 a4646f6e65 04 05 a6633a61623a37"),
+    (Position(6, "c:ab:7"), "12000000 93 a8706f736974696f6e 06 a6633a61623a37"),
+    (
+        Changes(7, [ChangedPath(b"a", EXISTS | IS_DIR, "h:"), ChangedPath(b"b", 0)], "c:ab:7", False, True),
+        "22000000 96 a76368616e676573 07 92 93 c40161 03 a2683a 93 c40162 00 c0 a6633a61623a37 c2 c3",
+    ),
+    (
+        Snapshots(11, [KeptSnapshot("x", "c:ab:7")]),
+        "17000000 93 a9736e617073686f7473 0b 91 92 a178 a6633a61623a37",
+    ),
     (
         Report(5, STATUS),
-        "52010000 93 a67265706f7274 05 de0015 a370696401 a6736f75726365 c4042f737263 "
+        "90010000 93 a67265706f7274 05 de0017 a370696401 a6736f75726365 c4042f737263 "
         "aa6d6f756e74706f696e74 c4042f6d6e74 a777617463686572a7696e6f74696679 a66e6174697665a36f6666 "
         "a6637572736f72a6633a61623a37 a777617463686573 02 "
         "a96f766572666c6f7773 00 aa7265636f766572696573 00 a464656166 00 a667726f757073 01 a56e6f646573 03 "
-        "a77265706c617973 82 a964656c697665726564 04 a966656c6c5f6261636b 05 a57374617465 a8696e20706c616365 "
+        "a77265706c617973 83 a964656c697665726564 04 a966656c6c5f6261636b 05 a5737475636b 00 "
+        "a57374617465 a8696e20706c616365 "
         "aa646561665f7061746873 90 ab77617463685f6c696d6974 00 a4746f6c64 00 a764726f70706564 00 a6717565756573 90 "
         "a76c6174656e6379 82 a6717565756564 82 a6636f756e7473 99 000000000000000000 a5746f74616c cb0000000000000000 "
         "a473656e74 82 a6636f756e7473 99 000000000000000000 a5746f74616c cb0000000000000000 "
-        "ae776174636865725f726561736f6e a0",
+        "ae776174636865725f726561736f6e a0 ad6e61746976655f726561736f6e a0 "
+        "a76a6f75726e616c 84 a57374617465 a0 a473697a65 00 a66f6c64657374 a0 a8636f6d7061726564 00",
     ),
     (
         Refusal(6, "usage", "this group has no mark 2"),
@@ -93,7 +123,7 @@ GOLDEN: list[tuple[protocol.Request | protocol.Reply, str]] = [
 
 
 def is_request(message: object) -> bool:
-    return isinstance(message, Hello | AddMark | RemoveMark | Recount | Sync | AskStatus)
+    return isinstance(message, get_args(protocol.Request))
 
 
 def payload_of(frame: bytes) -> bytes:

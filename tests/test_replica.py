@@ -5,13 +5,14 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import trio
 
-from fusenotify import Origin, open_group
-from tests.harness import PATIENCE, Mount, mounted
+from fusenotify import Kind, Origin, open_group
+from tests.harness import PATIENCE, Mount, Restartable, mounted
 from tests.mirror import Mirror, differences
 from tests.workload import exchange
 
@@ -350,3 +351,24 @@ async def test_a_mirror_converges_although_the_daemon_is_busy(
             await mirror.follow("end")
     (source / "end").unlink()
     assert differences(mirror, source, source) == {}, mirror.story()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_mirror_that_looks_at_a_mount_looks_again_when_that_was_away(
+    directory: Path, how: signal.Signals
+) -> None:
+    with closing(Restartable(directory)) as service:
+        async with open_group(reconnect=True) as group:
+            await group.mark(f"unix:{service.mount.socket}")
+            mirror = Mirror(group, service.mountpoint)
+            (service.source / "file").write_text("content")
+            await group.sync()
+            service.stop(how)
+            with trio.fail_after(PATIENCE):
+                await mirror.follow_until(lambda event: event.kind is Kind.CLOSE_WRITE)
+                assert mirror.replica.snapshot() == {}
+                service.start()
+                for name in ("any event", "end"):  # the order in which they are told, also by a comparison
+                    (service.source / name).touch()
+                await mirror.follow("end")
+        assert mirror.replica.snapshot()["file"].content == b"content"

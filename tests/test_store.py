@@ -11,9 +11,10 @@ import pytest
 
 import fusenotify
 from fusenotify import store as module
+from fusenotify.database import FILE_NAME, Database
 from fusenotify.errors import EnvironmentProblem, StaleHandle
 from fusenotify.identity import FileHandle, Identity, InodeNumber, unpack_identity
-from fusenotify.store import FILE_NAME, NodeRow, Store
+from fusenotify.store import NodeRow, Store
 from tests.harness import mounted
 
 TREE = FileHandle(7, 1, b"root")
@@ -21,11 +22,13 @@ TREE = FileHandle(7, 1, b"root")
 
 @contextlib.contextmanager
 def opened(state_dir: Path, tree: Identity = TREE) -> Iterator[Store]:
-    store = Store(state_dir, tree)
+    database = Database(state_dir, tree)
+    store = Store(database)
     try:
         yield store
     finally:
         store.close()
+        database.close()
 
 
 def row(nodeid: int, name: bytes = b"name", handle: bytes = b"handle") -> NodeRow:
@@ -45,7 +48,7 @@ def test_identities_are_packed(identity: Identity) -> None:
 
 def test_rows_are_there_at_once_and_later(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
-        tree_id, secret = store.tree_id, store.secret
+        tree_id, secret = store._database.tree_id, store._database.secret
         store.put(row(42))
         store.put(row(43))
         store.put(row(1 << 61, b"\xff\x00"))
@@ -56,7 +59,7 @@ def test_rows_are_there_at_once_and_later(tmp_path: Path) -> None:
         store.put(row(42, b"renamed"))
         assert store.row(42) == row(42, b"renamed")
     with opened(tmp_path) as store:
-        assert (store.tree_id, store.secret) == (tree_id, secret)
+        assert (store._database.tree_id, store._database.secret) == (tree_id, secret)
         assert [store.row(nodeid) for nodeid in (42, 43, 1 << 61)] == [
             row(42, b"renamed"),
             None,
@@ -129,13 +132,13 @@ def lose_a_table(path: Path) -> None:
 def test_what_cannot_be_trusted_is_set_aside(tmp_path: Path, harm: object, caplog: pytest.LogCaptureFixture) -> None:
     with opened(tmp_path) as store:
         store.put(row(42))
-        secret = store.secret
+        secret = store._database.secret
     assert callable(harm)
     harm(tmp_path / FILE_NAME)
     before = (tmp_path / FILE_NAME).read_bytes()
     with caplog.at_level(logging.WARNING), opened(tmp_path) as store:
         assert store.row(42) is None
-        assert store.secret != secret
+        assert store._database.secret != secret
         store.put(row(42))
     assert "cannot be used" in caplog.text
     assert "set-aside" in caplog.text
@@ -147,7 +150,7 @@ def test_what_cannot_be_trusted_is_set_aside(tmp_path: Path, harm: object, caplo
 def test_no_place_for_a_database(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).mkdir()
     with pytest.raises(EnvironmentProblem, match="--state-dir"):
-        Store(tmp_path, TREE)
+        Database(tmp_path, TREE)
 
 
 def test_what_cannot_be_read_just_now_is_not_set_aside(tmp_path: Path) -> None:
@@ -155,7 +158,7 @@ def test_what_cannot_be_read_just_now_is_not_set_aside(tmp_path: Path) -> None:
         store.put(row(42))
     (tmp_path / f"{FILE_NAME}-wal").mkdir()
     with pytest.raises(EnvironmentProblem, match="cannot keep a database"):
-        Store(tmp_path, TREE)
+        Database(tmp_path, TREE)
     (tmp_path / f"{FILE_NAME}-wal").rmdir()
     with opened(tmp_path) as store:
         assert store.row(42) == row(42)
@@ -163,7 +166,7 @@ def test_what_cannot_be_read_just_now_is_not_set_aside(tmp_path: Path) -> None:
 
 def test_a_full_disk_costs_rows_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with opened(tmp_path) as store:
-        store._connection.execute("PRAGMA max_page_count = 4")
+        store._database._connection.execute("PRAGMA max_page_count = 4")
         for nodeid in range(5000):
             store.put(row(nodeid))
     assert "cannot be written" in caplog.text
@@ -179,22 +182,22 @@ def test_what_a_full_disk_did_not_take_is_written_when_there_is_room(
 ) -> None:
     monkeypatch.setattr(module, "_RETRY", 0.01)
     with opened(tmp_path) as store:
-        pages = store._connection.execute("PRAGMA max_page_count").fetchone()[0]
+        pages = store._database._connection.execute("PRAGMA max_page_count").fetchone()[0]
         failed = threading.Event()
         attempt = store._attempt
 
-        def attempt_and_tell(work: Callable[[], object]) -> bool:
+        def attempt_and_tell(work: Callable[[sqlite3.Connection], object]) -> bool:
             is_done = attempt(work)
             if not is_done:
                 failed.set()
             return is_done
 
         store._attempt = attempt_and_tell  # type: ignore[method-assign]
-        store._connection.execute("PRAGMA max_page_count = 4")
+        store._database._connection.execute("PRAGMA max_page_count = 4")
         for nodeid in range(5000):
             store.put(row(nodeid))
         assert failed.wait(30)
-        store._connection.execute(f"PRAGMA max_page_count = {pages}")
+        store._database._connection.execute(f"PRAGMA max_page_count = {pages}")
     with opened(tmp_path) as store:
         assert [store.row(nodeid) for nodeid in (0, 4999)] == [row(0), row(4999)]
 

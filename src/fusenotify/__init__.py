@@ -1,6 +1,21 @@
 """Change notification for a FUSE mount that works: every change behind the mount is heard in front of it."""
 
-from fusenotify.client import Group, Mark, locate, lookup, open_group, watch
+from fusenotify.client import (
+    Change,
+    ChangesSince,
+    Group,
+    Mark,
+    Snapshot,
+    create_snapshot,
+    cursor,
+    delete_snapshot,
+    list_snapshots,
+    locate,
+    lookup,
+    open_group,
+    since,
+    watch,
+)
 from fusenotify.errors import (
     BadCursor,
     DaemonGone,
@@ -19,6 +34,8 @@ from fusenotify.tls import Tls
 
 __all__ = [
     "BadCursor",
+    "Change",
+    "ChangesSince",
     "DaemonGone",
     "EnvironmentProblem",
     "Event",
@@ -34,11 +51,17 @@ __all__ = [
     "ProtocolError",
     "Reason",
     "Scope",
+    "Snapshot",
     "StaleHandle",
     "Tls",
     "UsageError",
+    "create_snapshot",
+    "cursor",
+    "delete_snapshot",
+    "list_snapshots",
     "locate",
     "lookup",
     "open_group",
+    "since",
     "watch",
 ]

@@ -17,11 +17,16 @@ AT_EMPTY_PATH: Final = 0x1000
 AT_HANDLE_FID: Final = 0x200
 RENAME_EXCHANGE: Final = 2
 UTIME_OMIT: Final = (1 << 30) - 2
+_UTIME_NOW: Final = (1 << 30) - 1
 MAX_HANDLE_SZ: Final = 128
 
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
+
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+OPEN_TREE_CLONE: Final = 1
+MOUNT_ATTR_RDONLY: Final = 1
 
 MS_POSIXACL: Final = 1 << 16
 MNT_DETACH: Final = 2
@@ -34,7 +39,10 @@ SYS_FUTEX: Final = {"x86_64": 202}.get(platform.machine(), 98)
 _CAPABILITIES_OF_THIS_THREAD: Final = struct.pack("=Ii", 0x20080522, 0)  # version 3 of the interface
 _STATX_BASIC: Final = 0x7FF
 _STATX_BTIME: Final = 0x800
-_SYS_OPENAT2: Final = 437  # the same number on every architecture
+# The same numbers on every architecture.
+_SYS_OPEN_TREE: Final = 428
+_SYS_OPENAT2: Final = 437
+_SYS_MOUNT_SETATTR: Final = 442
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -81,6 +89,15 @@ def name_to_handle_at(dir_fd: int, name: bytes, flags: int = 0) -> tuple[int, by
     if _libc.name_to_handle_at(dir_fd, name, ctypes.byref(handle), ctypes.byref(mount_id), flags) != 0:
         _raise_errno(name)
     return handle.handle_type, ctypes.string_at(handle.f_handle, handle.handle_bytes)
+
+
+def mount_number_of(fd: int) -> int:
+    """Return the number of the mount that a descriptor was opened on, of a filesystem that has handles."""
+    handle = _FileHandle(handle_bytes=MAX_HANDLE_SZ)
+    mount_id = ctypes.c_int()
+    if _libc.name_to_handle_at(fd, b"", ctypes.byref(handle), ctypes.byref(mount_id), AT_EMPTY_PATH) != 0:
+        _raise_errno()
+    return mount_id.value
 
 
 def open_by_handle_at(mount_fd: int, handle_type: int, handle_bytes: bytes, flags: int) -> int:
@@ -156,6 +173,12 @@ def statx_times(fd: int) -> Times:
     return Times(born[0] * 1_000_000_000 + born[1], changed[0] * 1_000_000_000 + changed[1])
 
 
+def syncfs(fd: int) -> None:
+    """Bring everything that a filesystem holds in memory to its disk."""
+    if _libc.syncfs(fd) != 0:
+        _raise_errno()
+
+
 def utimensat(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
     """Set the given times in nanoseconds since the epoch and leave those that are None alone.
 
@@ -164,6 +187,17 @@ def utimensat(path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
     times = (_Timespec * 2)(_timespec(atime_ns), _timespec(mtime_ns))
     if _libc.utimensat(AT_FDCWD, path, times, 0) != 0:
         _raise_errno(path)
+
+
+def touch(dir_fd: int, name: bytes, *, attributes: bool) -> None:
+    """Set the modification time of what has a name in a directory to now, with `attributes` the access time as well.
+
+    A symbolic link is not followed; without a name it is the directory itself.
+    """
+    now = _Timespec(0, _UTIME_NOW)
+    times = (_Timespec * 2)(now if attributes else _timespec(None), now)
+    if _libc.utimensat(dir_fd, name, times, AT_SYMLINK_NOFOLLOW if name else AT_EMPTY_PATH) != 0:
+        _raise_errno(name)
 
 
 def _timespec(time_ns: int | None) -> _Timespec:
@@ -193,6 +227,21 @@ def umount2(target: bytes, flags: int) -> None:
     """Call umount2(2)."""
     if _libc.umount2(target, flags) != 0:
         _raise_errno(target)
+
+
+def clone_mount(path: bytes) -> int:
+    """Return a descriptor of a copy of a mount that is in no tree of mounts, goes with it, and can be written to.
+
+    The last is so where the filesystem itself is not read-only. What is mounted below is left out.
+    """
+    fd: int = _libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, path, OPEN_TREE_CLONE | os.O_CLOEXEC)
+    if fd < 0:
+        _raise_errno(path)
+    attributes = struct.pack("=4Q", 0, MOUNT_ATTR_RDONLY, 0, 0)  # to set, to clear, propagation, user namespace
+    if _libc.syscall(_SYS_MOUNT_SETATTR, fd, b"", AT_EMPTY_PATH, attributes, ctypes.c_size_t(len(attributes))) != 0:
+        os.close(fd)
+        _raise_errno(path)
+    return fd
 
 
 def drop_capability(number: int) -> None:

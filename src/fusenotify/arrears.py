@@ -19,7 +19,7 @@ from fusenotify.events import CREATE, DELETE, IS_DIR, LOCAL, MODIFY, RECOVERED, 
 from fusenotify.filesystems import Filesystems
 from fusenotify.group import Group
 from fusenotify.groups import Groups
-from fusenotify.lag import Told
+from fusenotify.lag import Recorded, Told
 from fusenotify.tree import ROOT_PATH, Directory
 
 _AT_A_TIME: Final = 64  # events for one group before it is another's turn
@@ -77,11 +77,14 @@ class Arrears:
         if doubt.is_total:
             # What is gone is found by the reader, who looks again at all it knows, and has to be told to.
             if group.lag.may_catch_up():
-                group.queue.push_overflow(self._position(), time.time_ns(), Reason.QUEUE)
+                group.queue.push_overflow(group.lag.position, time.time_ns(), Reason.QUEUE)
+            return False
+        if group.lag.supplies:
+            group.lag.supplies[0].ask()
             return False
         group.lag.due.extend(doubt.take())
         if not group.lag.due and is_quiet():
-            group.lag.end()
+            group.catch_up(self._position(), time.time_ns())
         return bool(group.lag.due)
 
     def _is_in_place(self, group: Group) -> bool:
@@ -94,13 +97,28 @@ class Arrears:
     def _tell(self, group: Group) -> Iterator[Told]:
         while group.lag.due:
             path, what = group.lag.due.popleft()
-            if path != ROOT_PATH:
+            if isinstance(what, Recorded):
+                yield from self._tell_recorded(group, path, what)
+            elif path != ROOT_PATH:
                 yield from self._tell_path(group, path, what)
             elif what.below:
                 for directory in group.marked:
                     yield from self._tell_below(group, _relative(directory, group.base), what)
             else:
-                yield what.mark, self._record(MODIFY, path, what, is_dir=True)
+                yield what.mark, _record(MODIFY, path, group, _flags(what, is_dir=True))
+
+    def _tell_recorded(self, group: Group, path: bytes, what: Recorded) -> Iterator[Told]:
+        """Tell of a path what was recorded; what has come of it since is in doubt, and told behind it."""
+        full = _full(path, group.base)
+        mark = group.mark_over(full, what.mark)
+        if mark is None:
+            return
+        is_dir = self._look(full)
+        if not what.exists:
+            yield mark, _record(DELETE, path, group, IS_DIR if what.is_dir else 0)
+        elif is_dir is not None:
+            kind = CREATE if what.is_new or is_dir != what.is_dir else MODIFY
+            yield mark, _record(kind, path, group, IS_DIR if is_dir else 0)
 
     def _tell_path(self, group: Group, path: bytes, what: Doubtful) -> Iterator[Told]:
         full = group.base.prefix + path
@@ -112,9 +130,9 @@ class Arrears:
         is_renewed = what.name or what.below
         is_dir = self._look(full)
         if is_dir is None or (what.replaced and (is_dir or what.below)):
-            yield mark, self._record(DELETE, path, what, is_dir=what.below)
+            yield mark, _record(DELETE, path, group, _flags(what, is_dir=what.below))
         if is_dir is not None:
-            yield mark, self._record(CREATE if is_renewed else MODIFY, path, what, is_dir=is_dir)
+            yield mark, _record(CREATE if is_renewed else MODIFY, path, group, _flags(what, is_dir=is_dir))
         if is_dir and is_renewed and group.reaches_below(full):
             yield from self._tell_below(group, path, what)
 
@@ -129,7 +147,7 @@ class Arrears:
             full = group.base.prefix + path
             mark = group.mark_over(full, what.mark)
             if mark is not None:
-                yield mark, self._record(CREATE, path, what, is_dir=is_dir)
+                yield mark, _record(CREATE, path, group, _flags(what, is_dir=is_dir))
                 if is_dir and group.reaches_below(full):
                     levels.append(self._entries(group.base, path))
 
@@ -155,9 +173,17 @@ class Arrears:
         found = self._backing.stat_beneath(full)
         return None if found is None else stat.S_ISDIR(found.st_mode)
 
-    def _record(self, kind: int, path: bytes, what: Doubtful, *, is_dir: bool) -> EventRecord:
-        flags = RECOVERED | (0 if what.remote else LOCAL) | (IS_DIR if is_dir else 0)
-        return EventRecord(self._position(), time.time_ns(), kind, flags, path)
+
+def _record(kind: int, path: bytes, group: Group, flags: int) -> EventRecord:
+    return EventRecord(group.lag.position, time.time_ns(), kind, RECOVERED | flags, path)
+
+
+def _flags(what: Doubtful, *, is_dir: bool) -> int:
+    return (0 if what.remote else LOCAL) | (IS_DIR if is_dir else 0)
+
+
+def _full(path: bytes, base: Directory) -> bytes:
+    return base.path if path == ROOT_PATH else base.prefix + path
 
 
 def _relative(directory: Directory, base: Directory) -> bytes:

@@ -61,7 +61,7 @@ _FLAGS: Final = {
     "relatime": (_ATIME_RULES, MountFlag.RELATIME),
     "strictatime": (_ATIME_RULES, MountFlag.STRICTATIME),
 }
-_SWITCHES: Final = ("allow_other", "watch_other", "exclusive", "allow_non_empty")
+_SWITCHES: Final = ("allow_other", "watch_other", "exclusive", "strict_journal", "allow_non_empty")
 _VALUES: Final = ("fsname", "max_read")
 _KNOWN: Final = (*_SWITCHES, *_FLAGS, "default_permissions", *(f"{name}=" for name in _VALUES))
 
@@ -92,6 +92,7 @@ class MountOptions:
         allow_other: users other than the mounting one may enter the mount.
         watch_other: they may also have subtree and filesystem marks.
         exclusive: nobody else changes the backing tree.
+        strict_journal: nothing is changed through the mount that the journal cannot take note of before (EIO).
         allow_non_empty: the mountpoint may have entries, which the mount then hides.
     """
 
@@ -101,6 +102,7 @@ class MountOptions:
     allow_other: bool = False
     watch_other: bool = False
     exclusive: bool = False
+    strict_journal: bool = False
     allow_non_empty: bool = False
 
     def kernel_data(self) -> tuple[str, ...]:
@@ -111,6 +113,19 @@ class MountOptions:
         if self.max_read is not None:
             words.append(f"max_read={self.max_read}")
         return tuple(words)
+
+
+@dataclass(frozen=True)
+class JournalRules:
+    """What the journal may rely on, and what may rely on it.
+
+    Attributes:
+        exclusive: nobody else changes the backing tree.
+        strict: nothing is changed through the mount that could not be taken note of before.
+    """
+
+    exclusive: bool = False
+    strict: bool = False
 
 
 @dataclass(frozen=True)

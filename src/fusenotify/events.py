@@ -80,8 +80,11 @@ MOVE_SELF: Final = int(Kind.MOVE_SELF)
 IGNORED: Final = int(Kind.IGNORED)
 DEFAULT: Final = int(Kind.DEFAULT)
 ALL: Final = int(Kind.ALL)
+LIVE: Final = 16384  # no change: a mark has been told of the time before it, and hears of changes as they happen
 USES: Final = OPEN | ACCESS | CLOSE_NOWRITE  # what leaves a file as it is, and is heard of only while somebody asks
 ALWAYS: Final = OVERFLOW | UNMOUNT  # these come whatever kinds were asked for
+
+EVERYTHING: Final = "0"  # the cursor before all that there is
 
 IS_DIR: Final = 1
 EXCHANGE: Final = 2
@@ -139,6 +142,10 @@ class Event:
         self.record = record
         self._epoch = epoch
         self.mark = mark
+
+    def _told_as(self, record: EventRecord) -> "Event":
+        """Return the same event with another record: what of it is to be told."""
+        return Event(record, self._epoch, self.mark)
 
     @property
     def kind(self) -> Kind:
@@ -221,6 +228,25 @@ class Event:
     def __repr__(self) -> str:
         sides = f"{self.old_path!r} -> {self.path!r}" if self.kind is Kind.RENAME else repr(self.path)
         return f"<Event {kind_name(self.kind)} {sides} {self.origin}{' recovered' if self.recovered else ''}>"
+
+
+class RecordedEvent(Event):
+    """A change of the time before the mark. Until all of those have been told, only their beginning is a cursor."""
+
+    __slots__ = ("_since",)
+
+    def __init__(self, record: EventRecord, since: str, mark: object) -> None:
+        super().__init__(record, "", mark)
+        self._since = since
+
+    def _told_as(self, record: EventRecord) -> "Event":
+        """Return the same event with another record: what of it is to be told."""
+        return RecordedEvent(record, self._since, self.mark)
+
+    @property
+    def cursor(self) -> str:
+        """The cursor that the mark was made with."""
+        return self._since
 
 
 def utc_text(time_ns: int) -> str:

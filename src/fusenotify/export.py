@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 import resource
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,8 @@ import trio
 from fusenotify import process
 from fusenotify.addresses import Address
 from fusenotify.backing import Backing
-from fusenotify.config import Listening
+from fusenotify.config import JournalRules, Listening
+from fusenotify.database import Database
 from fusenotify.eventpath import EventPath
 from fusenotify.events import format_cursor
 from fusenotify.filesystems import Filesystems
@@ -23,9 +23,11 @@ from fusenotify.handles import Sealer
 from fusenotify.identification import Identifier
 from fusenotify.inodes import FIRST_SYNTHETIC, InodeTable
 from fusenotify.intake import Intake
+from fusenotify.journal import Journal
 from fusenotify.listening import Listener, opened
 from fusenotify.locator import Locator
 from fusenotify.peer import Services
+from fusenotify.recall import Answers, Recalls
 from fusenotify.root import Root
 from fusenotify.server import Server
 from fusenotify.status import MOST_DEAF_PATHS, MOST_QUEUES, Histogram, Latency, Replays, Status
@@ -50,10 +52,12 @@ class Export:
         backing, filesystems: the tree, and what it consists of.
         watcher, hearing, tree: what hears it; the directories that are watched.
         groups: who listens.
+        journal: what has changed when, also before this run.
         table, store, whereabouts: which object a handle is of.
+        native, native_reason, replays: how native delivery is set, what that comes to and why, and how it goes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each says one thing of it
         self,
         source: Path,
         state_dir: Path,
@@ -62,6 +66,8 @@ class Export:
         mountpoint: str = "",
         watch_other: bool = False,
         watcher: str = "auto",
+        native: str = "off",
+        rules: JournalRules = JournalRules(),  # noqa: B008 - it is frozen
         on_loop: Callable[[Callable[[], None]], Callable[[], None]] = lambda function: function,
     ) -> None:
         """Wire it up; `stack` takes down what has to be taken down.
@@ -73,6 +79,8 @@ class Export:
             mountpoint: where the tree is mounted by this daemon, if it is.
             watch_other: other users may have marks on subtrees.
             watcher: what is to hear the tree: `auto`, `inotify` or `fanotify`.
+            native: whether programs on the mount are to hear of remote changes: `auto`, `always` or `off`.
+            rules: those of the journal.
             on_loop: makes a function of the event loop's callable by the thread that makes changes, if there is one.
 
         Raises:
@@ -80,7 +88,11 @@ class Export:
         """
         self._source = source
         self._mountpoint = mountpoint
-        self._epoch = secrets.token_hex(6)
+        self.native = native
+        self.native_reason: Callable[[], str] = lambda: (
+            "to nobody: asked for" if mountpoint else "to nobody: there is no mount"
+        )
+        self.replays = Replays()
         self._end_of_grace: float | None = None
 
         self.backing = Backing(str(source))
@@ -104,22 +116,38 @@ class Export:
         self._sent = Histogram()
 
         with contextlib.closing(self.backing.find_root()) as root:
-            self.store = Store(state_dir, root.identity)
+            database = Database(state_dir, root.identity)
+        stack.callback(database.close)
+        self.store = Store(database)
         stack.callback(self.store.close)
         self.whereabouts = Whereabouts(self.backing, self.store)
         self.store.is_gone = self.whereabouts.is_gone
         earlier = filter(self.backing.is_of_root, self.store.from_number(FIRST_SYNTHETIC))
         self.table = InodeTable(self.backing.root_key.device, earlier)
-        sealer = Sealer(self.store.tree_id, self.store.secret)
+        sealer = Sealer(database.tree_id, database.secret)
+        self.journal = Journal(
+            database,
+            self.backing,
+            self.filesystems,
+            sealer.seal,
+            position=lambda: self._teller.seq,
+            advance=self._teller.advance,
+            rules=rules,
+        )
+        stack.callback(self.journal.close)
+        self.hearing.followers.append(self.journal.follow)
         self.groups.identifier = Identifier(
             self.backing, path.stream, self.tree, sealer, lambda: path.translator.position
         )
         self._locator = Locator(self.backing, self.table, self.tree, self.whereabouts, sealer)
+        self._answers = Answers(self.journal)
+        self._recalls = Recalls(self.journal, self._answers)
         self._root = Root(self.backing, str(source), self.filesystems)
 
     async def crawl(self) -> None:
         """Set every watch; from then on no change is missed."""
         await self.hearing.crawl()
+        self.journal.begin()
         process.spare_the_collector()
 
     def services(self, quiet: Callable[[], Awaitable[None]]) -> Services:
@@ -128,7 +156,10 @@ class Export:
             groups=self.groups,
             intake=Intake(),
             locator=self._locator,
-            epoch=self._epoch,
+            journal=self.journal,
+            answers=self._answers,
+            recalls=self._recalls,
+            epoch=self.journal.epoch,
             position=lambda: self._teller.seq,
             caught_up=self.hearing.caught_up,
             attentive=self.hearing.attend,
@@ -142,18 +173,27 @@ class Export:
         server = Server(services, self.tree)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.hearing.run)
+            nursery.start_soon(self._recalls.run)
             nursery.start_soon(self._root.run, self._mountpoint, self.hearing.lose_root, self.hearing.start_over)
             for listener in listeners:
                 nursery.start_soon(server.serve, listener)
 
     async def say_goodbye(self) -> None:
         """Tell every group that nothing more will come, and let them read it."""
+        if self._end_of_grace is None:
+            with trio.move_on_after(_GRACE):
+                await self.journal.settle(self.hearing.caught_up)
         self.hearing.end()
         if self._end_of_grace is None:  # of a mount this is called at a signal, and again when it has ended
             self._end_of_grace = trio.current_time() + _GRACE
         with trio.move_on_at(self._end_of_grace):
             while not self.groups.all_read:  # noqa: ASYNC110 - one second at the end of a life is not worth an event
                 await trio.sleep(_GRACE / 100)
+
+    @property
+    def told_to(self) -> int:
+        """The position in the watcher's stream right behind what has been told."""
+        return self._translator.position
 
     @property
     def deaf(self) -> int:
@@ -178,15 +218,16 @@ class Export:
             mountpoint=os.fsencode(self._mountpoint),
             watcher=self.watcher.name,
             watcher_reason=self._watcher_reason,
-            native="off",
-            cursor=format_cursor(self._epoch, self._teller.seq),
+            native=self.native,
+            native_reason=self.native_reason(),
+            cursor=format_cursor(self.journal.epoch, self._teller.seq),
             watches=self.watcher.watches,
             overflows=self._translator.overflows,
             recoveries=self._recovery.done,
             deaf=len(deaf),
             groups=len(self.groups),
             nodes=len(self.table),
-            replays=Replays(),
+            replays=self.replays,
             state=self._root.state(has_left=self._translator.root_gone),
             deaf_paths=list(topmost(deaf, MOST_DEAF_PATHS)),
             watch_limit=self.watcher.limit,
@@ -194,6 +235,7 @@ class Export:
             dropped=sum(queue.dropped for queue in queues),
             queues=queues[:MOST_QUEUES],
             latency=Latency(self.hearing.latency, self._sent),
+            journal=self.journal.status(),
         )
 
 

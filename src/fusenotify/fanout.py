@@ -7,6 +7,8 @@ batch. One that has fallen behind is told nothing: it notes what it misses, as l
 from collections.abc import Callable, Iterable
 from typing import Final, Generic, Protocol, TypeVar
 
+from msgspec.structs import replace
+
 from fusenotify.batch import Batch
 from fusenotify.events import EventRecord
 from fusenotify.lag import Lag
@@ -148,13 +150,14 @@ class Fanout(Generic[T]):
     def overflow(self, record: EventRecord) -> None:
         """Queue an overflow event for everybody."""
         for listener in self._marking():
-            listener.queue.push_overflow(record.seq, record.time_ns, record.reason)
+            listener.queue.push_overflow(listener.lag.safe(record.seq), record.time_ns, record.reason)
 
     def end(self, record: EventRecord) -> None:
         """Queue what nothing comes after for everybody."""
         for listener in self._marking():
+            seq = listener.lag.safe(record.seq)
             listener.lag.end()
-            listener.queue.push_last(record)
+            listener.queue.push_last(replace(record, seq=seq))
 
     def _marking(self) -> Iterable[T]:
         return [listener for listener in self._listeners if listener.marks]

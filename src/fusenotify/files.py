@@ -211,6 +211,10 @@ class Files:
         """Return the device number of the filesystem of an open file."""
         return self._files[fh].node.key.device
 
+    def directory_of(self, fh: int) -> int:
+        """Return the inode number of the directory that an open file was last seen in."""
+        return self._files[fh].node.directory.number
+
     def user_of(self, fh: int) -> int:
         """Return who has opened a file."""
         return self._files[fh].uid

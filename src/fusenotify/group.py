@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec.structs import replace
+
 from fusenotify import events
 from fusenotify.batch import Batch
 from fusenotify.errors import LimitReached, UsageError
 from fusenotify.events import IS_DIR, LOCAL, RECOVERED, EventRecord
-from fusenotify.lag import Lag
+from fusenotify.lag import Lag, Supply
 from fusenotify.ledger import Usage
 from fusenotify.marks import Mark, MarkedPlaces, MarkIndex, Place, Reach, Ways
 from fusenotify.naming import Anonymous, Identifies, named
@@ -72,6 +74,7 @@ class Group:
         self._deferred: list[Debt] = []  # debts that wait for room in the queue
         self._recounted: set[Directory] = set()  # what was asked for and has not been told yet
         self._owed = 0  # debts, wherever they are
+        self._owed_from = 0  # the position right before the first of their causes
         self._index = MarkIndex(places)
         self._selector = Selector(tree, base, self._index)
         self._selector.on_ended = lambda _: self._note_marks()
@@ -79,6 +82,7 @@ class Group:
         self._selector.is_noting = lambda: self.lag.doubt is not None
         self._selector.is_owed = lambda: self._owed > 0
         self._undivided: int | None = None  # the number of the one mark that takes everything
+        self._recalling: list[int] = []  # marks that are told of the time before them
 
     # --- marks -------------------------------------------------------------------------------------------------------
 
@@ -119,6 +123,8 @@ class Group:
         if self._index.pop(number) is None:
             raise UsageError(f"this group has no mark {number}")
         self.queue.drop(number)
+        self.lag.note_room()
+        self._recalling = [one for one in self._recalling if one != number]
         self._note_marks()
 
     def remove_all(self) -> None:
@@ -152,10 +158,10 @@ class Group:
         for mark in marks:
             kinds = [events.DELETE_SELF] if mark.scope == INODE or mark.kinds & events.DELETE_SELF else []
             ends = [
-                EventRecord(
+                self._placed(EventRecord(
                     cause.seq, cause.time_ns, kind, flags, shown, None, cause.pid, cause.uid,
                     handle=handle if mark.handles else None,
-                )
+                ))
                 for kind in (*kinds, events.IGNORED)
             ]  # fmt: skip
             self.queue.push(mark.number, End(ends))
@@ -197,7 +203,14 @@ class Group:
 
     def _push(self, told: Iterable[Selected]) -> None:
         for mark, run in itertools.groupby(told, key=lambda one: one[0]):
-            self.queue.push(mark, Batch([record for _, record in run]))
+            self.queue.push(mark, Batch([self._placed(record) for _, record in run]))
+
+    def _placed(self, record: EventRecord) -> EventRecord:
+        """Return an event with a position from which on nothing is missed by who goes on from there."""
+        seq = self.lag.safe(record.seq)
+        if self._owed:
+            seq = min(seq, self._owed_from)
+        return record if seq == record.seq else replace(record, seq=seq)
 
     # --- what it has missed ------------------------------------------------------------------------------------------
 
@@ -205,7 +218,7 @@ class Group:
         """Queue what was missed; there has to be room for it. A mark that is for one event only ends with it."""
         for number, run in itertools.groupby(missed, key=lambda one: one[0]):
             mark = self._index.get(number)
-            records = [record for _, record in run]
+            records = [self._placed(record) for _, record in run]
             if mark is None:
                 continue
             if mark.oneshot:
@@ -214,6 +227,25 @@ class Group:
             self.queue.push(number, Batch(records))
             if mark.oneshot:
                 self._note_marks()
+
+    def recall(self, number: int, supply: Supply, position: int) -> None:
+        """Tell a mark, which was made at a position, what is supplied, and then that what follows is live."""
+        self._recalling.append(number)
+        self.lag.expect(supply, position)
+
+    def catch_up(self, seq: int, time_ns: int) -> None:
+        """Take note that nothing has been missed up to a position."""
+        self.lag.end()
+        recalling, self._recalling = self._recalling, []
+        for number in recalling:
+            if number in self._index:
+                record = EventRecord(seq, time_ns, events.LIVE, RECOVERED, None)
+                self.queue.push(number, End([self._placed(record)]))
+        self._count_marks()
+
+    def mark_of(self, number: int) -> Mark | None:
+        """Return the mark of a number, None if there is none."""
+        return self._index.get(number)
 
     def mark_over(self, path: bytes, preferred: int, *, below: bool = False) -> int | None:
         """Return the number of the mark by which the group is told of a path of the tree, if there is any.
@@ -257,9 +289,10 @@ class Group:
 
     def _owe(self, directory: Directory, cause: EventRecord) -> None:
         # Each by itself: before it is paid, what is below may have changed places with something else.
-        self._add_debts(Debt(self, below, cause) for below in directory.below())
+        self._add_debts((Debt(self, below, cause) for below in directory.below()), cause.seq - 1)
 
-    def _add_debts(self, debts: Iterable[Debt]) -> None:
+    def _add_debts(self, debts: Iterable[Debt], position: int) -> None:
+        self._owed_from = min(self._owed_from, position) if self._owed else position
         before = len(self._debts)
         self._debts.extend(debts)
         self._count_owed(len(self._debts) - before)
@@ -291,7 +324,7 @@ class Group:
         asked = start.below() if mark.reaches_below else (start,)
         new = [one for one in asked if one not in self._recounted]  # however often it is asked for, it is owed once
         self._recounted.update(new)
-        self._add_debts(Debt(self, directory, cause) for directory in new)
+        self._add_debts((Debt(self, directory, cause) for directory in new), seq)
         self.on_debts()
 
     def defer(self, debt: Debt, count: int) -> bool:

@@ -196,6 +196,15 @@ class Groups:
                 "that others may not read; watch single directories, or mount with -o watch_other"
             )
 
+    def check_owner(self, uid: int) -> None:
+        """Refuse to all others what the daemon keeps for its own user.
+
+        Raises:
+            NotPermitted: so it is.
+        """
+        if uid not in (0, self._owner):
+            raise NotPermitted("snapshots are made and deleted by the daemon's user and root; keep a cursor instead")
+
     def mark(self, group: Group, request: AddMark, found: Pin) -> bool:
         """Add the mark that is asked for, to what its user may read at the path of the request.
 

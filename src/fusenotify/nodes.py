@@ -95,13 +95,14 @@ class Nodes:
 
     def remember(self, parent: Node, name: bytes, found: Found) -> Node:
         """Return the node of what was found, counting a lookup; `found` is used up."""
-        is_dir = stat.S_ISDIR(found.stat.st_mode)
-        if is_dir:
+        file_type = stat.S_IFMT(found.stat.st_mode)
+        if file_type == stat.S_IFDIR:
             self._recorder.watch_at_once(parent, found)
             if found.key.device != parent.key.device:
                 self.backing.entered(found, parent.reference, name)
         keep = functools.partial(found.keep, parent.reference, name)
-        node = self.table.remember(found.identity, found.key, keep, is_dir)
+        node = self.table.remember(found.identity, found.key, keep, file_type)
+        self.table.entries.put(node, parent.key, name)
         self._note(node, parent, name)
         self._tell_abroad(node)
         return node
@@ -113,10 +114,15 @@ class Nodes:
             node.reference.moved(parent.reference, name)
             self._store.put(NodeRow(node.nodeid, node.generation, node.identity.packed(), parent.nodeid, name))
 
-    def entry_at(self, parent: Node, name: bytes) -> pyfuse3.EntryAttributes:
-        """Look a name up and return what the kernel is told of it."""
+    def entry_at(self, parent: Node, name: bytes, made: int = 0) -> pyfuse3.EntryAttributes:
+        """Look a name up and return what the kernel is told of it.
+
+        `made` is what was made there before, as `check_made` has it, if anything was.
+        """
         found = self.backing.find(self.directory_fd(parent), name)
         try:
+            if made:
+                check_made(found, made)
             return entry_of(self.remember(parent, name, found), found.stat)
         finally:
             found.close()
@@ -141,7 +147,7 @@ class Nodes:
             if found.key == self.backing.root_key:
                 return self.root_entry()
             keep = functools.partial(found.keep, node.reference, b"..")
-            return entry_of(self.table.remember(found.identity, found.key, keep, True), found.stat)
+            return entry_of(self.table.remember(found.identity, found.key, keep, stat.S_IFDIR), found.stat)
 
     def root_entry(self) -> pyfuse3.EntryAttributes:
         """Look up the root itself."""
@@ -173,8 +179,8 @@ class Nodes:
         found = place.found
         with contextlib.closing(found):
             keep = functools.partial(found.keep, place.above, place.name)
-            is_dir = stat.S_ISDIR(found.stat.st_mode)
-            node = self.table.restore(row.nodeid, row.generation, found.identity, found.key, keep, is_dir)
+            file_type = stat.S_IFMT(found.stat.st_mode)
+            node = self.table.restore(row.nodeid, row.generation, found.identity, found.key, keep, file_type)
             node.directory, node.name = place.directory, place.name
             self._tell_abroad(node)
             return entry_of(node, found.stat)
@@ -194,5 +200,21 @@ class Nodes:
             found = self.backing.find(self.directory_fd(parent), name)
             node = self.table.known(found.identity)
             if node is not None:
+                self.table.entries.put(node, parent.key, name)
                 self._note(node, parent, name)
             found.close()
+
+    def note_removal(self, parent: Node, name: bytes) -> None:
+        """Take note that the kernel has had a name removed."""
+        for node in self.table.entries.at(parent.key, name)[-1:]:
+            self.table.entries.take(node, parent.key, name)
+
+
+def check_made(found: Found, file_type: int) -> None:
+    """Make sure that what is under a name is of the type (S_IF* of stat(2)) that was just made there.
+
+    Raises:
+        OSError: ENOENT, since something else has taken its place; the kernel would call that an I/O error.
+    """
+    if stat.S_IFMT(found.stat.st_mode) != file_type:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))

@@ -6,11 +6,12 @@ the end of the mount.
 
 import errno
 import functools
+import inspect
 import logging
 import os
 import select
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, NoReturn, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, NamedTuple, NoReturn, ParamSpec, TypeVar, cast
 
 import pyfuse3
 import trio
@@ -22,9 +23,11 @@ from fusenotify.directories import Directories
 from fusenotify.files import Files
 from fusenotify.filesystems import Filesystems
 from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID
+from fusenotify.journal import Journal
 from fusenotify.nodes import Nodes
 from fusenotify.passthrough import Context, Passthrough
 from fusenotify.queuefile import QueueFiles
+from fusenotify.replay import REPLAYED_FH, Replay, refusal
 from fusenotify.session import FuseLoop
 
 log = logging.getLogger(__name__)
@@ -32,17 +35,26 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 _RESERVED: Final = QUEUE_DIRECTORY.encode()
+_REPLAY_PATIENCE: Final = 1.0  # seconds that one gets before what a replayer asks of it is refused
+# Seconds that attributes wait for a replay at most: it may wait for who asks, as lseek(2) holds a lock meanwhile.
+_OVERTAKING_PATIENCE: Final = 0.02
 _LISTING_PATIENCE: Final = 0.2  # seconds that a filesystem gets to answer before it is listed unseen
+_FOR_THE_JOURNAL: Final = -1  # on whose account is waited for it
 _ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 
 
-def answering(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Turn whatever a handler raises into the errno that its caller gets."""
+def answering(
+    handler: Callable[Concatenate["Operations", P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Operations", P], Coroutine[Any, Any, T]]:
+    """Turn whatever a handler raises into the errno that its caller gets, and have replayers answered by `replay`."""
+    tells_caller = list(inspect.signature(handler).parameters)[-1] == "ctx"
 
     @functools.wraps(handler)
-    async def answer(*args: P.args, **kwargs: P.kwargs) -> T:
+    async def answer(self: "Operations", /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return await handler(*args, **kwargs)
+            if tells_caller and cast(Context, args[-1]).pid in self.replay.pids:
+                return cast(T, await self.answer_replayer(handler.__name__, *args))
+            return await handler(self, *args, **kwargs)
         except FUSEError:
             raise
         except OSError as error:
@@ -54,10 +66,23 @@ def answering(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corou
     return answer
 
 
+class Served(NamedTuple):
+    """Where requests are sent: names, attributes, open files, open directories, and what is not of the tree."""
+
+    nodes: Nodes
+    tree: Passthrough
+    files: Files
+    directories: Directories
+    queues: QueueFiles
+
+
 class Operations(pyfuse3.Operations):
     """The handlers. Each of them is a call of synchronous code, but for the few that park (docs/architecture.md).
 
     What changes the tree goes through `_change` and `_change_open`.
+
+    Attributes:
+        replay: answers the processes that carry out what was done behind the mount.
     """
 
     supports_dot_lookup = True
@@ -65,34 +90,57 @@ class Operations(pyfuse3.Operations):
 
     def __init__(
         self,
-        nodes: Nodes,
-        tree: Passthrough,
-        files: Files,
-        directories: Directories,
-        queues: QueueFiles,
+        served: Served,
         loop: FuseLoop,
         changes: Changes,
         filesystems: Filesystems,
+        journal: Journal,
+        replay: Replay,
     ) -> None:
         super().__init__()
-        self._nodes = nodes
-        self._tree = tree
-        self._files = files
-        self._directories = directories
-        self._queues = queues
+        self.replay = replay
+        self._nodes, self._tree, self._files, self._directories, self._queues = served
         self._loop = loop
         self._changes = changes
         self._filesystems = filesystems
+        self._journal = journal
 
-    async def _change(self, nodeid: int, function: Callable[..., T], *args: object) -> T:
-        """Make a change of a node, or of what is in it, by a function whose first argument that node is."""
+    async def answer_replayer(self, request: str, *args: object) -> object:
+        """Answer a request of a process that does on the mount what was done behind it."""
+        with trio.move_on_after(_REPLAY_PATIENCE) as waiting:
+            try:
+                for directory in self.replay.directories if self._filesystems.distant else ():
+                    await self._await_answer(directory.key.device)
+            except OSError as error:
+                raise refusal(request) from error
+        if waiting.cancelled_caught:
+            raise refusal(request)
+        return self.replay.answer(request, *args)
+
+    async def _change(
+        self, nodeid: int, function: Callable[..., T], *args: object, entries_of: Sequence[int] = ()
+    ) -> T:
+        """Make a change of a node, or of what is in it, by a function whose first argument that node is.
+
+        `entries_of` are the directories, by nodeid, that get other entries by it; where there are none, it is the node
+        that changes.
+        """
         await self._reach(nodeid, *(arg for arg in args if isinstance(arg, bytes)))
+        get = self._nodes.table.get
+        await self._record([get(one).key.number for one in entries_of] or [get(nodeid).directory.number])
         return await self._make(self._nodes.table.get(nodeid).key.device, function, nodeid, *args)
 
     async def _change_open(self, fh: int, function: Callable[..., T], *args: object) -> T:
         """Make a change of an open file, by a function whose first argument that is."""
         await self._await_answer(self._files.device_of(fh))
+        await self._record([self._files.directory_of(fh)])
         return await self._make(self._files.device_of(fh), function, fh, *args)
+
+    async def _record(self, directories: Sequence[int]) -> None:
+        """Return when the journal knows that something may change in directories, which are inode numbers."""
+        missing = self._journal.missing(directories)
+        if missing:
+            await self._loop.park(_FOR_THE_JOURNAL, self._journal.record, missing)
 
     async def _make(self, device: int, function: Callable[..., T], *args: object) -> T:
         make = self._changes.here if self._filesystems.is_in_memory(device) else self._changes.run
@@ -148,33 +196,38 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: Context
     ) -> EntryAttributes:
         _check_name(parent_inode, name)
-        return await self._change(parent_inode, self._tree.mknod, name, mode, rdev, ctx)
+        return await self._change(parent_inode, self._tree.mknod, name, mode, rdev, ctx, entries_of=[parent_inode])
 
     @answering
     async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: Context) -> EntryAttributes:
         _check_name(parent_inode, name)
-        return await self._change(parent_inode, self._tree.mkdir, name, mode, ctx)
+        entry = await self._change(parent_inode, self._tree.mkdir, name, mode, ctx, entries_of=[parent_inode])
+        get = self._nodes.table.get
+        self._journal.cover(get(entry.st_ino).key.number, get(parent_inode).key.number)
+        return entry
 
     @answering
     async def symlink(self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: Context) -> EntryAttributes:
         _check_name(parent_inode, name)
-        return await self._change(parent_inode, self._tree.symlink, name, target, ctx)
+        return await self._change(parent_inode, self._tree.symlink, name, target, ctx, entries_of=[parent_inode])
 
     @answering
     async def link(self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: Context) -> EntryAttributes:
         _check_name(inode, b"")
         _check_name(new_parent_inode, new_name)
-        return await self._change(inode, self._tree.link, new_parent_inode, new_name, ctx)
+        return await self._change(
+            inode, self._tree.link, new_parent_inode, new_name, ctx, entries_of=[new_parent_inode]
+        )
 
     @answering
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: Context) -> None:
         _check_name(parent_inode, name)
-        await self._change(parent_inode, self._tree.unlink, name, ctx)
+        await self._change(parent_inode, self._tree.unlink, name, ctx, entries_of=[parent_inode])
 
     @answering
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: Context) -> None:
         _check_name(parent_inode, name)
-        await self._change(parent_inode, self._tree.rmdir, name, ctx)
+        await self._change(parent_inode, self._tree.rmdir, name, ctx, entries_of=[parent_inode])
 
     @answering
     async def rename(
@@ -188,7 +241,9 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         _check_name(parent_inode_old, name_old)
         _check_name(parent_inode_new, name_new)
-        await self._change(parent_inode_old, self._tree.rename, name_old, parent_inode_new, name_new, flags, ctx)
+        parents = [parent_inode_old, parent_inode_new]
+        args = (name_old, parent_inode_new, name_new, flags, ctx)
+        await self._change(parent_inode_old, self._tree.rename, *args, entries_of=parents)
 
     @answering
     async def readlink(self, inode: InodeT, ctx: Context) -> FileNameT:
@@ -202,6 +257,13 @@ class Operations(pyfuse3.Operations):
         if inode >= FIRST_VIRTUAL:
             return self._queues.getattr(inode)
         await self._reach(inode)
+        told = self._tree.getattr(inode)
+        taken = self.replay.overtaken(inode, told)
+        if taken is None:
+            return told
+        self._loop.hand_over()
+        with trio.move_on_after(_OVERTAKING_PATIENCE):
+            await taken.wait()
         return self._tree.getattr(inode)
 
     @answering
@@ -273,7 +335,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: Context
     ) -> tuple[FileInfo, EntryAttributes]:
         _check_name(parent_inode, name)
-        return await self._change(parent_inode, self._files.create, name, mode, flags, ctx)
+        return await self._change(parent_inode, self._files.create, name, mode, flags, ctx, entries_of=[parent_inode])
 
     @answering
     async def read(  # type: ignore[override]  # pyfuse3 takes any buffer
@@ -304,7 +366,7 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def flush(self, fh: FileHandleT) -> None:
-        if fh < FIRST_VIRTUAL:
+        if fh < REPLAYED_FH:
             device = self._files.device_of(fh)
             if device in self._filesystems.distant:  # which may take its time to take what was written
                 await self._loop.park_until_the_end(self._files.user_of(fh), self._files.flush, fh)
@@ -318,6 +380,8 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def release(self, fh: FileHandleT) -> None:
+        if fh == REPLAYED_FH:
+            return
         if fh >= FIRST_VIRTUAL:
             self._queues.release(fh)
         elif self._files.is_writable(fh):

@@ -17,7 +17,7 @@ from fusenotify._linux import proc_path
 from fusenotify.attributes import answer_of, change, entry_of, has_names, raised_by
 from fusenotify.echoes import Expectation, opened_by_us
 from fusenotify.inodes import Node
-from fusenotify.nodes import Nodes
+from fusenotify.nodes import Nodes, check_made
 from fusenotify.recorder import Recorder
 from fusenotify.rights import Rights
 
@@ -63,24 +63,22 @@ class Passthrough:
         """Make a file, a FIFO, a socket or a device."""
         with self._making(parent_nodeid, name, ctx) as (parent, fd):
             os.mknod(name, mode, rdev, dir_fd=fd)
-        return self._nodes.entry_at(parent, name)
+        return self._nodes.entry_at(parent, name, stat.S_IFMT(mode) or stat.S_IFREG)
 
     def symlink(self, parent_nodeid: int, name: bytes, target: bytes, ctx: Context) -> pyfuse3.EntryAttributes:
         """Make a symbolic link."""
         with self._making(parent_nodeid, name, ctx) as (parent, fd):
             os.symlink(target, name, dir_fd=fd)
-        return self._nodes.entry_at(parent, name)
+        return self._nodes.entry_at(parent, name, stat.S_IFLNK)
 
     def mkdir(self, parent_nodeid: int, name: bytes, mode: int, ctx: Context) -> pyfuse3.EntryAttributes:
         """Make a directory."""
         with self._making(parent_nodeid, name, ctx, is_dir=True) as (parent, fd):
             os.mkdir(name, stat.S_IMODE(mode), dir_fd=fd)
-        found = self._nodes.backing.find(self._nodes.directory_fd(parent), name)
-        try:
+        with contextlib.closing(self._nodes.backing.find(self._nodes.directory_fd(parent), name)) as found:
+            check_made(found, stat.S_IFDIR)
             self._recorder.watch_new(parent, found)
             return entry_of(self._nodes.remember(parent, name, found), found.stat)
-        finally:
-            found.close()
 
     def link(self, nodeid: int, parent_nodeid: int, name: bytes, ctx: Context) -> pyfuse3.EntryAttributes:
         """Make another name for an object."""
@@ -128,6 +126,7 @@ class Passthrough:
             self._rights.as_caller(ctx),
         ):
             yield fd
+        self._nodes.note_removal(parent, name)
 
     @contextlib.contextmanager
     def _outliving(self, directory_fd: int, name: bytes) -> Iterator[None]:
@@ -173,6 +172,8 @@ class Passthrough:
                 _linux.renameat2(fd, name, new_fd, new_name, flags)
             else:
                 os.rename(name, new_name, src_dir_fd=fd, dst_dir_fd=new_fd)
+        self._nodes.note_removal(parent, name)
+        self._nodes.note_removal(new_parent, new_name)
         self._nodes.note_name(new_parent, new_name)
         if exchange:
             self._nodes.note_name(parent, name)

@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,11 +17,18 @@ from fusenotify.callers import Credentials
 from fusenotify.errors import FusenotifyError, LimitReached, NotPermitted, ProtocolError, UsageError, quoted
 from fusenotify.group import Group
 from fusenotify.groups import MOST_UIDS, Groups, path_of
+from fusenotify.inquiry import Inquiry
 from fusenotify.intake import Intake
+from fusenotify.journal import Journal
 from fusenotify.locator import Locator
 from fusenotify.protocol import (
+    FILESYSTEM,
     AddMark,
+    AskCursor,
+    AskSnapshots,
     AskStatus,
+    CreateSnapshot,
+    DeleteSnapshot,
     Done,
     FrameBuffer,
     Handle,
@@ -28,13 +36,16 @@ from fusenotify.protocol import (
     Locate,
     Location,
     Lookup,
+    More,
     Recount,
     RemoveMark,
     Report,
     Request,
+    Since,
     Sync,
     Welcome,
 )
+from fusenotify.recall import Answers, Reach, Recalls
 from fusenotify.status import Histogram, Status
 from fusenotify.tree import Directory
 
@@ -58,6 +69,9 @@ class Services:
         groups: every group.
         intake: what is held of requests and answers.
         locator: from paths to handles and back, and what a user may read.
+        journal: what has changed when.
+        answers: what the journal is asked by.
+        recalls: tells marks of the time before them.
         epoch: the run of the daemon.
         position: the current position in the history of changes.
         caught_up: waits until every change on the backing tree made before is queued.
@@ -70,6 +84,9 @@ class Services:
     groups: Groups
     intake: Intake
     locator: Locator
+    journal: Journal
+    answers: Answers
+    recalls: Recalls
     epoch: str
     position: Callable[[], int]
     caught_up: Callable[[], Awaitable[None]]
@@ -104,6 +121,10 @@ class Peer:
         self._share = services.intake.open(credentials.uid)
         self._share.on_room = self._note_room
         self._group: Group | None = None
+        self._inquiry = Inquiry(
+            self.uid, base, services.journal, services.answers, services.groups, services.position, self._readable,
+            self._quiet,
+        )  # fmt: skip
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
@@ -170,15 +191,19 @@ class Peer:
 
     async def run(self) -> None:
         """Carry out requests for as long as the client is there."""
-        while True:
-            self._request_came = trio.Event()
-            while self._requests:
-                await self._wait_read()
-                self._answer(await self._reply_to(self._requests[0][0]))
-                self._asked -= self._requests.popleft()[1]
-                self._note_progress()
-                await trio.lowlevel.checkpoint()  # most requests are carried out without any wait
-            await self._request_came.wait()
+        async with aclosing(self._inquiry.pieces) as pieces:
+            while True:
+                self._request_came = trio.Event()
+                while self._requests:
+                    await self._wait_read()
+                    self._answer(await self._reply_to(self._requests[0][0]))
+                    self._asked -= self._requests.popleft()[1]
+                    self._note_progress()
+                    await trio.lowlevel.checkpoint()  # most requests are carried out without any wait
+                with trio.move_on_at(pieces.deadline) as waiting:
+                    await self._request_came.wait()
+                if waiting.cancelled_caught:
+                    await pieces.expire()
 
     async def _wait_read(self) -> None:
         """Return when so much of what was answered has been read that there is room for another answer."""
@@ -213,6 +238,8 @@ class Peer:
             case Locate():
                 path = await self._services.locator.locate(self._base, request.handle, self._credentials)
                 return Location(request.request, path)
+            case AskCursor() | Since() | More() | CreateSnapshot() | DeleteSnapshot() | AskSnapshots():
+                return await self._inquiry.answer(request)
         if self._group is None:
             raise ProtocolError("the first message has to be `hello`")
         match request:
@@ -227,8 +254,7 @@ class Peer:
                 await self._services.caught_up()
                 self._group.recount(request.mark, request.path, self._services.position(), time.time_ns())
             case Sync():
-                await self._services.quiet()
-                await self._services.caught_up()
+                await self._quiet()
         return Done(request.request, self._services.position())
 
     def _hello(self, request: Hello) -> Welcome:
@@ -251,17 +277,39 @@ class Peer:
         self._services.groups.check_reach(self._credentials.uid, request.scope)
         self._services.groups.check_room(self._credentials.uid)
         for _ in range(_MARK_ATTEMPTS):
-            with contextlib.closing(await self._readable(request)) as found:
+            with contextlib.closing(await self._readable(request.path)) as found:
                 await self._services.caught_up()
                 if self._services.groups.mark(group, request, found):
+                    since = await self._recall(group, request) if request.since is not None else None
                     await self._services.attentive()
-                    return Done(request.request, self._services.position())
+                    return Done(request.request, self._services.position(), since)
         raise NotPermitted(
             f"user {self.uid} gets no mark on {quoted(request.path)}: each time that its rights were checked, "
             "something else was there; try again when nobody renames anything on the way to it"
         )
 
-    async def _readable(self, request: AddMark) -> Found:
+    async def _recall(self, group: Group, request: AddMark) -> str:
+        """Have a mark, which has just been made, told what it asks for of the time before it; else there is no mark."""
+        mark = group.mark_of(request.mark)
+        assert mark is not None
+        assert request.since is not None
+        path = b"." if request.scope == FILESYSTEM else request.path
+        reach = Reach(self._base, path_of(self._base, path), request.scope)
+        try:
+            return await self._services.recalls.begin(group, mark, reach, request.since, self._services.position())
+        except BaseException:
+            if group.mark_of(request.mark) is mark:
+                group.remove(request.mark)
+            raise
+
+    async def _quiet(self) -> None:
+        """Return when every change made before has been told."""
+        await self._services.quiet()
+        await self._services.caught_up()
+
+    # --- rights ------------------------------------------------------------------------------------------------------
+
+    async def _readable(self, path: bytes) -> Found:
         """Return what the user may read at the path of a request.
 
         Rights are checked by path, and somebody may swap an object that is readable for the one that is marked: the
@@ -271,16 +319,15 @@ class Peer:
             NotPermitted: what is at the path is not for this user.
             UsageError: there is nothing.
         """
-        if b"\0" in request.path or b".." in request.path.split(b"/"):
-            raise UsageError(
-                f"{quoted(request.path)} is no path below the place that was opened: it has to do without `..`"
-            )
+        _check_path(path)
+        if b".." in path.split(b"/"):
+            raise UsageError(f"{quoted(path)} is no path below the place that was opened: it has to do without `..`")
         try:
-            return await self._services.locator.find_readable(path_of(self._base, request.path), self._credentials)
+            return await self._services.locator.find_readable(path_of(self._base, path), self._credentials)
         except PermissionError as error:
-            raise NotPermitted(f"user {self.uid} cannot read {quoted(request.path)}: {error.strerror}") from error
+            raise NotPermitted(f"user {self.uid} cannot read {quoted(path)}: {error.strerror}") from error
         except OSError as error:
-            raise UsageError(f"there is no {quoted(request.path)} in the tree: {error.strerror}") from error
+            raise UsageError(f"there is no {quoted(path)} in the tree: {error.strerror}") from error
 
     def _answer(self, message: protocol.Reply) -> None:
         self._answers.append(protocol.encode(message))

@@ -37,6 +37,8 @@ FILESYSTEM: Final = "filesystem"
 LOCAL_ORIGIN: Final = 1
 REMOTE_ORIGIN: Final = 2
 
+EXISTS: Final = 2  # flag of a changed path, beside `events.IS_DIR`
+
 
 class Hello(msgspec.Struct, tag="hello", array_like=True):
     """First message of a client: the version it speaks, and the limit of its queue (0: the daemon's default)."""
@@ -59,6 +61,7 @@ class AddMark(msgspec.Struct, tag="mark", array_like=True):
     oneshot: bool = False
     handles: bool = False
     shared: bool = False
+    since: str | None = None
 
 
 class RemoveMark(msgspec.Struct, tag="unmark", array_like=True):
@@ -102,7 +105,50 @@ class Locate(msgspec.Struct, tag="locate", array_like=True):
     handle: str
 
 
-Request = Hello | AddMark | RemoveMark | Recount | Sync | AskStatus | Lookup | Locate
+class AskCursor(msgspec.Struct, tag="cursor", array_like=True):
+    """Ask for the current position in the history of changes, as a cursor that lasts."""
+
+    request: int
+
+
+class Since(msgspec.Struct, tag="since", array_like=True):
+    """Ask what has changed since a cursor; the answer is its first piece."""
+
+    request: int
+    path: bytes
+    cursor: str
+
+
+class More(msgspec.Struct, tag="more", array_like=True):
+    """Ask for the next piece of the answer to Since."""
+
+    request: int
+
+
+class CreateSnapshot(msgspec.Struct, tag="snapshot", array_like=True):
+    """Have the current position kept under a name."""
+
+    request: int
+    name: str
+
+
+class DeleteSnapshot(msgspec.Struct, tag="forget", array_like=True):
+    """Have a snapshot kept no longer."""
+
+    request: int
+    name: str
+
+
+class AskSnapshots(msgspec.Struct, tag="snapshots", array_like=True):
+    """Ask which snapshots are kept."""
+
+    request: int
+
+
+Request = (
+    Hello | AddMark | RemoveMark | Recount | Sync | AskStatus | Lookup | Locate
+    | AskCursor | Since | More | CreateSnapshot | DeleteSnapshot | AskSnapshots
+)  # fmt: skip
 
 
 class Welcome(msgspec.Struct, tag="welcome", array_like=True):
@@ -113,10 +159,14 @@ class Welcome(msgspec.Struct, tag="welcome", array_like=True):
 
 
 class Done(msgspec.Struct, tag="done", array_like=True):
-    """A request was carried out; `seq` is the position in the history of changes from which on it holds."""
+    """A request was carried out; `seq` is the position in the history of changes from which on it holds.
+
+    Of a mark that was asked for with `since`, that is said again as a cursor that lasts.
+    """
 
     request: int
     seq: int
+    since: str | None = None
 
 
 class Report(msgspec.Struct, tag="report", array_like=True):
@@ -141,6 +191,45 @@ class Location(msgspec.Struct, tag="location", array_like=True):
     path: bytes
 
 
+class Position(msgspec.Struct, tag="position", array_like=True):
+    """Answer to AskCursor and Snapshot."""
+
+    request: int
+    cursor: str
+
+
+class ChangedPath(msgspec.Struct, array_like=True, gc=False):
+    """A path that has changed, and what is there now: `flags` are EXISTS and IS_DIR."""
+
+    path: bytes
+    flags: int
+    handle: str | None = None
+
+
+class Changes(msgspec.Struct, tag="changes", array_like=True):
+    """A piece of the answer to Since; with `more` there is another one to ask for."""
+
+    request: int
+    records: list[ChangedPath]
+    cursor: str
+    fresh: bool
+    more: bool = False
+
+
+class KeptSnapshot(msgspec.Struct, array_like=True):
+    """A name, and the cursor that is kept for it."""
+
+    name: str
+    cursor: str
+
+
+class Snapshots(msgspec.Struct, tag="snapshots", array_like=True):
+    """Answer to AskSnapshots."""
+
+    request: int
+    snapshots: list[KeptSnapshot]
+
+
 class Refusal(msgspec.Struct, tag="error", array_like=True):
     """A request was not carried out. `request` is 0 when it could not even be read."""
 
@@ -156,7 +245,7 @@ class Events(msgspec.Struct, tag="events", array_like=True):
     records: list[EventRecord]
 
 
-Reply = Welcome | Done | Report | Handle | Location | Refusal | Events
+Reply = Welcome | Done | Report | Handle | Location | Position | Changes | Snapshots | Refusal | Events
 
 _CODES: Final[dict[str, type[FusenotifyError]]] = {
     "usage": UsageError,

@@ -9,6 +9,8 @@ What waits are batches of the group's own, and places in the log that it shares 
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from fusenotify.batch import Batch
 from fusenotify.events import OVERFLOW, EventRecord, Reason
 from fusenotify.ledger import Usage
@@ -38,7 +40,8 @@ class Queue:
         ends: how many ends of marks wait.
         size: bytes of memory of its own batches, without those.
         on_queued: called when something was queued.
-        on_loss: called with a mark and the events of it that found no room, or None where nobody knows which they were.
+        on_loss: called with a mark, the events of it that found no room, or None where nobody knows which they were,
+            and the position right before them.
         on_read: called when something was read.
         on_overflow_read: called before that when it was the overflow event.
     """
@@ -53,7 +56,7 @@ class Queue:
         self.ends = 0
         self.size = 0
         self.on_queued: Callable[[], None] = lambda: None
-        self.on_loss: Callable[[int, Sequence[EventRecord] | None], None] = lambda _mark, _lost: None
+        self.on_loss: Callable[[int, Sequence[EventRecord] | None, int], None] = lambda _mark, _lost, _position: None
         self.on_read: Callable[[], None] = lambda: None
         self.on_overflow_read: Callable[[], None] = lambda: None
         self._usage = usage
@@ -140,8 +143,9 @@ class Queue:
         """Take note that so many events found no room, of which `records` are the first, if not all."""
         self.dropped += count
         # Its position is right before the first that is lost: going on from there misses nothing.
-        self.push_overflow(records[0].seq - 1, records[0].time_ns, Reason.QUEUE)
-        self.on_loss(mark, records if count == len(records) else None)
+        position = records[0].seq - 1
+        self.push_overflow(position, records[0].time_ns, Reason.QUEUE)
+        self.on_loss(mark, records if count == len(records) else None, position)
 
     def give_up(self) -> None:
         """Drop all that waits but ends, for want of memory; the overflow event stands for it."""
@@ -156,12 +160,15 @@ class Queue:
         self.overflows -= self._overflow is not None  # it is the same one, in another place
         self.clear()
         if overflow is not None:
-            self._put_overflow(overflow.seq, overflow.time_ns, overflow.reason)
+            position = overflow.seq
+            self._put_overflow(position, overflow.time_ns, overflow.reason)
         else:
-            self._put_overflow(record.seq - 1, record.time_ns, Reason.QUEUE)
+            position = record.seq - 1
+            self._put_overflow(position, record.time_ns, Reason.QUEUE)
         for number, end in ends:
-            self._append(number, end)
-        self.on_loss(0, None)
+            # Who goes on from there has to hear of what is lost.
+            self._append(number, End([replace(one, seq=min(one.seq, position)) for one in end.records]))
+        self.on_loss(0, None, position)
 
     def _unread_ends(self) -> list[tuple[int, End]]:
         ends = [(mark, item) for mark, item in self._items if isinstance(item, End)]

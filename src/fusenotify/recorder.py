@@ -18,7 +18,11 @@ from fusenotify.watchers.watcher import Watcher
 
 
 class Recorder:
-    """Brackets the system calls of operations, and knows who made them."""
+    """Brackets the system calls of operations, and knows who made them.
+
+    Attributes:
+        on_operation: called with each operation that is noted, before its system calls.
+    """
 
     def __init__(
         self,
@@ -28,6 +32,7 @@ class Recorder:
         is_anyone_listening: Callable[[], bool],
         uses: AskedUses,
     ) -> None:
+        self.on_operation: Callable[[LocalOperation], None] = lambda _: None
         self._uses = uses
         self._watcher = watcher
         self._hearing = hearing
@@ -53,6 +58,7 @@ class Recorder:
             return
         operation = LocalOperation(self._watcher.drain(), STILL_OPEN, pid, uid, expectations)
         self._hearing.note(operation)
+        self.on_operation(operation)
         try:
             with self._changes.slow_calls():
                 yield expectations

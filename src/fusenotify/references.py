@@ -222,6 +222,29 @@ class DescriptorReference:
         os.close(self._fd)
 
 
+class NowhereReference:
+    """Reaches nothing: it is of what is gone, or was never there."""
+
+    __slots__ = ()
+    outlives_names: ClassVar[bool] = False
+
+    def acquire(self, flags: int) -> int:
+        """There is nothing to open (OSError: ESTALE)."""
+        raise stale()
+
+    def moved(self, above: Reference, name: bytes) -> None:
+        """What is nowhere goes nowhere."""
+
+    def lend(self, fd: int) -> None:
+        """Nobody has it open."""
+
+    def take_back(self, fd: int) -> None:
+        """Nothing was taken."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class WalkedReference:
     """Reaches an object by its name in its directory, where handles cannot be had or opened.
 

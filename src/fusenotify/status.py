@@ -16,11 +16,13 @@ class Replays(msgspec.Struct):
 
     Attributes:
         delivered: changes that programs which know nothing of us heard.
-        fell_back: changes for which only the caches were put right.
+        fell_back: changes that they did not hear of, as they could not be replayed.
+        stuck: how often the process that replays had to be given up.
     """
 
     delivered: int = 0
     fell_back: int = 0
+    stuck: int = 0
 
 
 class Histogram(msgspec.Struct):
@@ -72,6 +74,23 @@ class QueueStatus(msgspec.Struct):
     overflows: int
 
 
+class JournalStatus(msgspec.Struct):
+    """The journal in figures.
+
+    Attributes:
+        state: `filling` until the tree has been recorded for the first time, `comparing` after any other start until it
+            is known what has changed meanwhile, then `ready`; `failing` while it cannot be written.
+        size: bytes that the database takes.
+        oldest: the oldest cursor that is honoured.
+        compared: entries of the tree that have been looked at since the start.
+    """
+
+    state: str = ""
+    size: int = 0
+    oldest: str = ""
+    compared: int = 0
+
+
 class Status(msgspec.Struct):
     """The state of one daemon. Fields may be added in any version.
 
@@ -98,6 +117,8 @@ class Status(msgspec.Struct):
         dropped: how many events found no room in a queue of a group that is still open.
         queues: the groups that have most to read, at most MOST_QUEUES.
         latency: how long events took on their way.
+        native_reason: to whom changes are delivered natively, and why.
+        journal: what is known of the history of changes.
     """
 
     pid: int
@@ -121,3 +142,5 @@ class Status(msgspec.Struct):
     queues: list[QueueStatus] = []
     latency: Latency = msgspec.field(default_factory=Latency)
     watcher_reason: str = ""
+    native_reason: str = ""
+    journal: JournalStatus = msgspec.field(default_factory=JournalStatus)

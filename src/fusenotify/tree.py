@@ -97,11 +97,13 @@ class Tree:
     """The root, and the maps that find a directory by watch descriptor and by inode.
 
     Attributes:
+        on_changing: called before a directory moves or leaves.
         on_leaving: called with directories that are about to leave the tree, each of them still in its place.
         on_placed: called with directories that have come to where they are.
     """
 
     def __init__(self, root_key: InodeKey) -> None:
+        self.on_changing: Callable[[], None] = lambda: None
         self.on_leaving: Callable[[list[Directory]], None] = lambda _: None
         self.on_placed: Callable[[Iterable[Directory]], None] = lambda _: None
         self.root = Directory(None, b"", None, root_key)
@@ -137,6 +139,7 @@ class Tree:
 
     def detach(self, directory: Directory) -> list[Directory]:
         """Take a directory and all below it out of the tree and return them."""
+        self.on_changing()
         gone = list(directory.below())
         self.on_leaving(gone)
         if directory.parent is not None:
@@ -152,6 +155,7 @@ class Tree:
 
     def move(self, directory: Directory, new_parent: Directory, new_name: bytes) -> list[Directory]:
         """Rename a directory; return what was overwritten and has left the tree."""
+        self.on_changing()
         target = new_parent.children.get(new_name)
         gone = self.detach(target) if target is not None and target is not directory else []
         assert directory.parent is not None
@@ -168,6 +172,7 @@ class Tree:
 
     def exchange(self, parent: Directory, name: bytes, other_parent: Directory, other_name: bytes) -> None:
         """Swap what the two names stand for; either may be no directory."""
+        self.on_changing()
         one = parent.children.pop(name, None)
         other = other_parent.children.pop(other_name, None)
         if one is not None:

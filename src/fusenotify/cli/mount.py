@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     hold_state_dir(target.state_dir)  # until this process and the one that serves the mount have ended
 
     def serve(on_ready: _OnReady) -> None:
-        serve_mount(target, mount_options, listening, on_ready, watcher=options.watcher)
+        serve_mount(target, mount_options, listening, on_ready, watcher=options.watcher, native=options.native)
 
     if options.daemon:
         return _in_background(serve, target)

@@ -37,3 +37,10 @@ def write(data: bytes) -> None:
             raise
         except OSError as error:
             raise EnvironmentProblem(f"cannot write to standard output: {error.strerror}") from error
+
+
+def shown(path: str | None) -> str:
+    """Return a path as a terminal can show it: control characters and bytes that are no UTF-8 escaped."""
+    if path is None:
+        return ""
+    return path if path.isprintable() else path.encode("unicode_escape", "surrogateescape").decode("ascii", "replace")

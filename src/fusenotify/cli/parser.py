@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from importlib.metadata import version
 
+_TARGET = "a path on a mount, or where a daemon listens"
+_CURSOR = "a cursor printed earlier, 0 for everything that there is, or @NAME for a snapshot"
 _MOST_WAITING = (1 << 63) - 1
 _EXIT_CODES = """\
 exit codes:
   0 ok   1 internal error   2 usage   3 `watch --timeout` passed with too few events
   4 environment (no /dev/fuse, limits, busy, not a mount)   5 daemon unreachable or gone
-  130 interrupted (Ctrl-C) before it was done
+  6 history gone (the cursor is too old)   130 interrupted (Ctrl-C) before it was done
 """
 _MOUNT_NOTES = """\
 In the foreground Ctrl-C unmounts and ends with 0. What stands in the way is
@@ -19,6 +21,17 @@ said before anything is mounted.
 
   fusenotify mount /srv/data /mnt/data --daemon
   fusenotify mount /srv/data /mnt/data -o allow_other,watch_other
+"""
+_SINCE_NOTES = """\
+Paths that are gone are marked; what was below them is gone too. What is named
+may not have changed, but nothing that has changed is left out.
+
+exit codes:
+  2   the cursor is none, or of another tree, or there is no such snapshot
+  6   what has changed since is not known any more: everything is printed
+
+  cursor=$(fusenotify cursor /mnt/data)
+  fusenotify since /mnt/data "$cursor"
 """
 _WATCH_NOTES = """\
 TARGET is a path on a fusenotify mount or anywhere else, unix:PATH, or
@@ -36,8 +49,10 @@ exit codes:
       or nobody reads the output any more
   3   --timeout has passed with fewer than --events, or with none
   5   the daemon has gone (with --reconnect it is waited for)
+  6   what has changed since the cursor is not known any more
 
   fusenotify watch /mnt/data --json
+  fusenotify watch /mnt/data --since "$cursor"
   fusenotify watch /mnt/data /etc --ignore '*.tmp' --ignore .git
   fusenotify watch /mnt/data/flag --kinds close_write --events 1 --timeout 60
 """
@@ -78,6 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(add("serve", "hear what changes in SOURCE and tell it on sockets, without a mount"))
     _add_umount(add("umount", "unmount, and wait until the daemon has gone"))
     _add_watch(add("watch", "print changes as they happen", _WATCH_NOTES))
+    _add_since(add("since", "print what may have changed since a cursor, and then the new cursor", _SINCE_NOTES))
+    _add_cursor(add("cursor", "print the current position in the history of changes, for `since`"))
+    _add_snapshot(add("snapshot", "keep cursors under names, and with them the history since then"))
     _add_status(add("status", "tell how the daemon behind TARGET is, or those of all mounts that are seen here"))
     add("doctor", "check this machine and say what to do")
     return parser
@@ -124,6 +142,11 @@ def _add_mount(command: argparse.ArgumentParser) -> None:
         "allow_non_empty, fsname=NAME, … (an unknown one is answered with all of them)",
     )  # fmt: skip
     command.add_argument("--daemon", action="store_true", help="go to the background once every watch is in force")
+    command.add_argument(
+        "--native", choices=("auto", "always", "off"), default="auto",
+        help="raise what changes behind the mount for programs that watch it with inotify or fanotify: for those that "
+        "are seen to watch, for whatever the kernel holds, or not at all (default: auto)",
+    )  # fmt: skip
     _add_hearing(command)
 
 
@@ -173,6 +196,7 @@ def _add_watch(command: argparse.ArgumentParser) -> None:
         help="only changes made through the mount (local), or behind it (remote)",
     )  # fmt: skip
     command.add_argument("--no-recursive", action="store_true", help="only the entries of TARGET itself")
+    command.add_argument("--since", metavar="CURSOR", help=f"begin with what has changed since: {_CURSOR}")
     command.add_argument(
         "--handles", action="store_true", help="tell the handles of objects too; they are seen with --json"
     )
@@ -206,8 +230,27 @@ def _add_watch(command: argparse.ArgumentParser) -> None:
     _add_credentials(command)
 
 
+def _add_since(command: argparse.ArgumentParser) -> None:
+    command.add_argument("target", metavar="TARGET", help=_TARGET)
+    command.add_argument("cursor", metavar="CURSOR", help=_CURSOR)
+    command.add_argument("--json", action="store_true", help="one JSON object per line (docs/json.md)")
+    _add_credentials(command)
+
+
+def _add_cursor(command: argparse.ArgumentParser) -> None:
+    command.add_argument("target", metavar="TARGET", help=_TARGET)
+    _add_credentials(command)
+
+
+def _add_snapshot(command: argparse.ArgumentParser) -> None:
+    command.add_argument("action", choices=("create", "list", "delete"))
+    command.add_argument("target", metavar="TARGET", help=_TARGET)
+    command.add_argument("name", nargs="?", metavar="NAME", help="of the snapshot; @NAME stands for its cursor")
+    _add_credentials(command)
+
+
 def _add_status(command: argparse.ArgumentParser) -> None:
-    command.add_argument("target", nargs="?", metavar="TARGET", help="a path on a mount, or where a daemon listens")
+    command.add_argument("target", nargs="?", metavar="TARGET", help=_TARGET)
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--prometheus", action="store_true", help="print metrics for Prometheus")

@@ -62,6 +62,11 @@ def _queues(figure: str) -> Callable[[Status], Iterator[tuple[str, dict[str, str
     return samples
 
 
+def _replays(state: Status) -> Iterator[tuple[str, dict[str, str], float]]:
+    yield "", {"how": "delivered"}, state.replays.delivered
+    yield "", {"how": "fell_back"}, state.replays.fell_back
+
+
 _METRICS: Final = (
     _Metric("watches", "gauge", "Watches set on the backing tree.", _one(lambda state: state.watches)),
     _Metric("watch_limit", "gauge", "Watches that the user may have.", _one(lambda state: state.watch_limit)),
@@ -71,6 +76,8 @@ _METRICS: Final = (
     _Metric("events_total", "counter", "Events told.", _one(lambda state: state.told)),
     _Metric("kernel_overflows_total", "counter", "Losses of the kernel's queue.", _one(lambda state: state.overflows)),
     _Metric("recoveries_total", "counter", "Losses that were repaired.", _one(lambda state: state.recoveries)),
+    _Metric("replays_total", "counter", "Remote events that were raised on the mount, or not.", _replays),
+    _Metric("replayers_stuck_total", "counter", "Replayers given up.", _one(lambda state: state.replays.stuck)),
     _Metric("queue_waiting", "gauge", "Events that a group has not read.", _queues("waiting")),
     _Metric("queue_limit", "gauge", "Events that a group may leave unread.", _queues("limit")),
     _Metric("queue_dropped", "gauge", "Events that a group had no room for.", _queues("dropped")),

@@ -30,6 +30,7 @@ from fusenotify.events import (
 from fusenotify.tls import Tls
 
 _TIMED_OUT = 3
+Batch = list[Event] | str  # events, or the cursor from which on changes are told as they happen
 _NOT_BLOCKING = 4096  # bytes that a pipe takes at once when poll(2) says that it is writable (PIPE_BUF)
 
 
@@ -47,8 +48,8 @@ async def _watch(options: argparse.Namespace) -> int:
             output.put_line(_ready_line(marks))
         else:
             print(f"watching (cursor {marks[0].cursor})", file=sys.stderr, flush=True)
-        batches, received = anyio.create_memory_object_stream[list[Event]](float("inf"))
-        collector = _Collector(group, batches, options.events)
+        batches, received = anyio.create_memory_object_stream[Batch](float("inf"))
+        collector = _Collector(group, batches, options.events, marks if options.since is not None else [])
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_end_with_the_reader)
@@ -73,6 +74,7 @@ async def _mark(group: Group, target: str, options: argparse.Namespace, tls: Tls
         ignore=options.ignore,
         exclude_self=options.not_me,
         uids=options.uid,
+        since=options.since,
     )
 
 
@@ -82,9 +84,13 @@ class _Collector:
     A reader of our output that pauses is this process's business and its memory, not a reason to lose events.
     """
 
-    def __init__(self, group: Group, batches: MemoryObjectSendStream[list[Event]], count: int | None) -> None:
+    def __init__(
+        self, group: Group, batches: MemoryObjectSendStream[Batch], count: int | None, recalling: list[Mark]
+    ) -> None:
+        """Prepare to read `count` events, or without end; `recalling` are marks that are to become live once."""
         self.collected = 0
         self._group = group
+        self._recalling = recalling
         self._batches = batches
         self._count = count
 
@@ -96,6 +102,9 @@ class _Collector:
                 events = events[: self._count - self.collected]
             self.collected += len(events)
             self._batches.send_nowait(events)
+            if self._recalling and all(mark.live is not None for mark in self._recalling):
+                self._batches.send_nowait(self._recalling[0].live or "")
+                self._recalling = []
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -125,13 +134,16 @@ def _kinds(text: str | None) -> Kind:
         raise UsageError(f"--kinds: {error}") from error
 
 
-async def _print(batches: MemoryObjectReceiveStream[list[Event]], as_json: bool, are_several: bool) -> None:
+async def _print(batches: MemoryObjectReceiveStream[Batch], as_json: bool, are_several: bool) -> None:
     line = _json_line if as_json else _text_line_with_target if are_several else _text_line
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     with anyio.CancelScope(shield=True):
-        async for events in batches:
-            data = "".join([line(event) for event in events]).encode()
+        async for batch in batches:
+            if isinstance(batch, str):
+                _put_live(batch, as_json=as_json)
+                continue
+            data = "".join([line(event) for event in batch]).encode()
             if len(data) <= _NOT_BLOCKING and poll.poll(0):
                 output.write(data)
             else:
@@ -141,6 +153,13 @@ async def _print(batches: MemoryObjectReceiveStream[list[Event]], as_json: bool,
 def _ready_line(marks: list[Mark]) -> str:
     # One cursor stands for all: the targets of one command are of one daemon, but for those who ask for more.
     return f'{{"type":"ready","cursor":{quote(marks[0].cursor)}}}'
+
+
+def _put_live(cursor: str, *, as_json: bool) -> None:
+    if as_json:
+        output.put_line(f'{{"type":"live","cursor":{quote(cursor)}}}')
+    else:
+        print(f"live (cursor {cursor})", file=sys.stderr, flush=True)
 
 
 def _json_line(event: Event) -> str:
@@ -180,27 +199,20 @@ def _number(value: int | None) -> str:
 
 
 def _text_line_with_target(event: Event) -> str:
-    return f"{_shown(_target(event)) or '(all)'}: {_text_line(event)}"
+    return f"{output.shown(_target(event)) or '(all)'}: {_text_line(event)}"
 
 
 def _text_line(event: Event) -> str:
     match event.kind:
         case Kind.RENAME:
             arrow = "<->" if event.exchange else "->"
-            what = f"{_shown(event.old_path) or '(outside)'} {arrow} {_shown(event.path) or '(outside)'}"
+            what = f"{output.shown(event.old_path) or '(outside)'} {arrow} {output.shown(event.path) or '(outside)'}"
         case Kind.OVERFLOW:
-            where = "everything" if event.path is None else _shown(event.path)
+            where = "everything" if event.path is None else output.shown(event.path)
             return f"{'':6} overflow    events were lost ({event.reason}): look again at {where}\n"  # on neither side
         case Kind.UNMOUNT:
             return f"{'':6} unmount\n"
         case _:
-            what = _shown(event.path) + ("/" if event.is_dir and event.path != "." else "")
+            what = output.shown(event.path) + ("/" if event.is_dir and event.path != "." else "")
     note = " recovered" if event.recovered else ""
     return f"{event.origin.value:<6} {kind_name(event.kind):<11} {what}{note}\n"
-
-
-def _shown(path: str | None) -> str:
-    """Return a path as a terminal can show it: control characters and bytes that are no UTF-8 escaped."""
-    if path is None:
-        return ""
-    return path if path.isprintable() else path.encode("unicode_escape", "surrogateescape").decode("ascii", "replace")

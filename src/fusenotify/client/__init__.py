@@ -6,7 +6,35 @@ the background there are only for what this process watches by itself, and to wa
 
 from fusenotify.client.connection import Connection
 from fusenotify.client.group import Group, open_group, scope_of, watch
+from fusenotify.client.history import (
+    Change,
+    ChangesSince,
+    Snapshot,
+    create_snapshot,
+    cursor,
+    delete_snapshot,
+    list_snapshots,
+    since,
+)
 from fusenotify.client.marks import Mark
 from fusenotify.client.questions import locate, lookup, status
 
-__all__ = ["Connection", "Group", "Mark", "locate", "lookup", "open_group", "scope_of", "status", "watch"]
+__all__ = [
+    "Change",
+    "ChangesSince",
+    "Connection",
+    "Group",
+    "Mark",
+    "Snapshot",
+    "create_snapshot",
+    "cursor",
+    "delete_snapshot",
+    "list_snapshots",
+    "locate",
+    "lookup",
+    "open_group",
+    "scope_of",
+    "since",
+    "status",
+    "watch",
+]

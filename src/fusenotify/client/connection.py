@@ -11,19 +11,25 @@ from fusenotify import protocol
 from fusenotify.batch import Batch
 from fusenotify.client.marks import BATCH, Mark, Question, Source, only_one
 from fusenotify.errors import DaemonGone
-from fusenotify.events import DELETE_SELF, IGNORED, OVERFLOW, RECOVERED, Event, EventRecord
+from fusenotify.events import (
+    DELETE_SELF,
+    IGNORED,
+    LIVE,
+    OVERFLOW,
+    Event,
+    EventRecord,
+    RecordedEvent,
+    format_cursor,
+)
 from fusenotify.protocol import (
     AddMark,
     Done,
     Events,
     FrameBuffer,
-    Handle,
     Hello,
-    Location,
     Recount,
     Refusal,
     RemoveMark,
-    Report,
 )
 from fusenotify.queue import DEFAULT_LIMIT, End, Queue
 from fusenotify.targets import Target
@@ -42,6 +48,7 @@ class Connection:
         marks: the marks there are, by number.
         asked: how each of them was asked for.
         position: up to where nothing has been missed; None before the first mark.
+        recalling: the marks that are still told of the time before them, and the cursor which that begins at.
     """
 
     def __init__(self, target: Target, transport: Transport, limit: int, on_arrival: Callable[[Source], None]) -> None:
@@ -51,6 +58,7 @@ class Connection:
         self.marks: dict[int, Mark] = {}
         self.asked: dict[int, AddMark] = {}
         self.position: int | None = None
+        self.recalling: dict[int, str] = {}
         # The daemon keeps to the limit. Here is what it had sent when somebody waited for an answer behind it.
         self.queue = Queue(max(limit, DEFAULT_LIMIT))
         self._dropped = 0  # of the events there that found no room, those that have been made good for
@@ -101,6 +109,8 @@ class Connection:
         def keep(answer: Done) -> Mark:
             made.append(make(answer))
             self.asked[message.mark] = message
+            if answer.since is not None:
+                self.recalling[message.mark] = answer.since
             return made[0]
 
         self._marking[self._requests + 1] = keep
@@ -115,14 +125,16 @@ class Connection:
 
     async def unmark(self, mark: Mark) -> None:
         """Remove a mark; what waits for it is dropped."""
-        self.marks.pop(mark.number, None)
-        self.asked.pop(mark.number, None)
+        self._forget(mark.number)
         await self.request(RemoveMark(0, mark.number))
+
+    def _forget(self, number: int) -> None:
+        for numbered in (self.marks, self.asked, self.recalling):
+            numbered.pop(number, None)
 
     async def _give_up(self, mark: int) -> None:
         """Remove a mark that nobody has come to know, without waiting for the answer."""
-        self.marks.pop(mark, None)
-        self.asked.pop(mark, None)
+        self._forget(mark)
         with suppress(DaemonGone), anyio.move_on_after(_LAST_WORDS, shield=True):
             await self._ask(RemoveMark(0, mark))
 
@@ -184,7 +196,8 @@ class Connection:
             case protocol.Welcome(_, epoch):
                 self.epoch = epoch
                 self._answers[0] = message
-            case Done(request) | Report(request) | Handle(request) | Location(request) | Refusal(request):
+            case _:
+                request = message.request
                 if request in self._abandoned:
                     self._abandoned.remove(request)
                     return
@@ -198,12 +211,11 @@ class Connection:
         if not records:
             return
         last = records[-1]
-        # Those that were found by looking may share their position with others, which may not have come yet.
-        self.position = last.seq - bool(last.flags & RECOVERED)
+        self.position = last.seq
         if records[0].kind == OVERFLOW:
             self.lose(records[0].seq, records[0].time_ns, records[0].reason)
             return
-        self.queue.push(mark, End(records) if last.kind & (DELETE_SELF | IGNORED) else Batch(records))
+        self.queue.push(mark, End(records) if last.kind & (DELETE_SELF | IGNORED | LIVE) else Batch(records))
         self._on_arrival(self)
 
     def lose(self, seq: int, time_ns: int, reason: str) -> None:
@@ -231,9 +243,28 @@ class Connection:
         mark = self.marks.get(number) if number else only_one(self.marks)
         if mark is None and number:
             return []  # unmarked meanwhile
+        if mark is not None and batch.records[0].kind == LIVE:
+            mark.live = format_cursor(self.epoch, batch.records[0].seq)
+            self.recalling.pop(number, None)
+            return []
+        since = self._since(number)
         if number and (self.asked[number].oneshot or batch.records[-1].kind == IGNORED):
-            del self.marks[number], self.asked[number]  # it has ended
+            self._forget(number)  # it has ended
+        if since is not None:
+            return [RecordedEvent(record, since, mark) for record in batch.records]
         return [Event(record, self.epoch, mark) for record in batch.records]
+
+    def _since(self, number: int) -> str | None:
+        """Return the cursor from which a mark (0: all of them) is still told what was recorded, None if none is."""
+        if number:
+            return self.recalling.get(number)
+        return next(iter(self.recalling.values()), None)
+
+    def cursor_of(self, number: int) -> str | None:
+        """Return the cursor from which a mark misses nothing, if nothing more comes of this source."""
+        if self.position is None:
+            return None
+        return self.recalling.get(number) or format_cursor(self.epoch, self.position)
 
     async def aclose(self) -> None:
         """Hang up."""

@@ -60,6 +60,7 @@ class Group:
         oneshot: bool = False,
         exclude_self: bool = False,
         uids: Collection[int] | None = None,
+        since: str | None = None,
     ) -> Mark:
         """Take an interest in an object: every change of it from the return of this call on is heard.
 
@@ -80,8 +81,13 @@ class Group:
             exclude_self: leave out what this process does through the mount; nothing where the daemon is on another
                 machine.
             uids: only what these users do, where it is known.
+            since: a cursor, `0` for everything that there is, or `@NAME` for a snapshot: what has changed since is told
+                first, as recovered events whatever kinds were asked for, and then without a hole what happens from now
+                on. `Mark.live` says when that begins; until then the events have the cursor that this began with.
 
         Raises:
+            BadCursor: the cursor is malformed or of another tree, or there is no such snapshot.
+            HistoryGone: what happened since the cursor is not known any more.
             NotAMount: the path is not on a fusenotify mount, and only remote changes are asked for.
             NotPermitted: this user may not watch that.
             UsageError: there is no such object, no such kind can be heard, or the group is not open.
@@ -91,7 +97,7 @@ class Group:
         resolved = await anyio.to_thread.run_sync(resolve_any, target)
         scope, kinds, origin = Scope(scope), Kind(kinds), Origin(origin)
         if isinstance(resolved, LocalTarget):
-            check_mark(resolved, scope, origin)
+            check_mark(resolved, scope, origin, since)
         patterns = _patterns(ignore, resolved.base) if ignore else None
         # What is left out here as well cannot end a mark there (see `_end_oneshot`), nor keep others from having it.
         is_ended_there = patterns is None and not isinstance(resolved, LocalTarget)
@@ -107,13 +113,15 @@ class Group:
             uids=None if uids is None else tuple(uids),
             oneshot=oneshot and is_ended_there,
             handles=handles,
+            since=since,
             shared=patterns is not None or (oneshot and not is_ended_there),
         )
         key, source = await self._sources.find(resolved, scope)
 
         def make(answer: Done) -> Mark:
-            cursor = format_cursor(source.epoch, answer.seq)
-            return Mark(resolved.given, scope, kinds, origin, cursor, request.mark, key, patterns, oneshot)
+            here = format_cursor(source.epoch, answer.seq)
+            cursor, live = (here, here) if answer.since is None else (answer.since, None)
+            return Mark(resolved.given, scope, kinds, origin, cursor, request.mark, key, patterns, oneshot, live)
 
         try:
             mark = await source.mark(request, make)
@@ -165,6 +173,8 @@ class Group:
     async def batch(self) -> list[Event]:
         """Wait for at least one event and return all that are there, up to a thousand or so, in order.
 
+        None are returned when a mark has become `live`.
+
         Raises:
             DaemonGone: the daemon has ended, and everything it told has been read.
             UsageError: the group never had a mark, so nothing could ever come, or it is not open.
@@ -178,16 +188,19 @@ class Group:
             raise UsageError("this group has no mark, so nothing can come; call `mark` first")
         while True:
             await self._sources.take_what_is_there()
-            if events := self._oldest():
+            events = self._oldest()
+            if events is not None:
                 return events
             await self._sources.wait()
 
-    def _oldest(self) -> list[Event]:
-        """Return the events that came first, none if there are none."""
+    def _oldest(self) -> list[Event] | None:
+        """Return the events that came first, None if there is nothing to hand on."""
         while (heard := self._sources.pop()) is not None:
-            if events := self._handed_on(*heard):
+            source, came = heard
+            events = self._handed_on(source, came)
+            if events or not came:
                 return events
-        return []
+        return None
 
     def _handed_on(self, source: Source, heard: list[Event]) -> list[Event]:
         """Return what is handed on of events of one mark, only the first if that ends the mark here."""
@@ -229,7 +242,7 @@ class Group:
         for record in told:
             for path in mark.ignore.uncovers(record, event.record):
                 self._sources.tasks.start_soon(_recount, source, Recount(0, mark.number, path))
-        return [Event(record, source.epoch, mark) for record in told]
+        return [event._told_as(record) for record in told]
 
     async def __aenter__(self) -> "Group":
         """Use `async with open_group() as group`."""
@@ -272,9 +285,9 @@ def open_group(*, limit: int | None = None, reconnect: bool = False, tls: Creden
 
     Args:
         limit: how many events its queue holds before an overflow event takes the place of the rest (131072).
-        reconnect: when a daemon goes, wait for it to come back instead of raising DaemonGone. Where something may have
-            been missed, an overflow event with the reason `restart` says so; everything that is in the marks' reach
-            follows as `create`, recovered.
+        reconnect: when a daemon goes, wait for it to come back instead of raising DaemonGone. What has changed
+            meanwhile is told as by `since` of `Group.mark`. Where that is not known, an overflow event with the reason
+            `restart` says so; everything that is in the marks' reach follows as `create`, recovered.
         tls: how to prove who we are, and to check who the daemon is, where a target is `tls://HOST:PORT`.
     """
     return Group(limit, reconnect=reconnect, tls=tls)
@@ -290,6 +303,7 @@ async def watch(
     ignore: Collection[str] = (),
     reconnect: bool = False,
     tls: Credentials | None = None,
+    since: str | None = None,
 ) -> AsyncIterator[Group]:
     """Watch what is at some paths: `async with watch("/mnt/data", "/etc") as events: async for event in events: ...`.
 
@@ -301,7 +315,7 @@ async def watch(
     async with open_group(limit=limit, reconnect=reconnect, tls=tls) as group:
         for target in targets:
             scope = await scope_of(target, recursive=recursive, tls=tls)
-            await group.mark(target, scope=scope, kinds=kinds, origin=origin, ignore=ignore)
+            await group.mark(target, scope=scope, kinds=kinds, origin=origin, ignore=ignore, since=since)
         yield group
 
 

@@ -170,6 +170,9 @@ class LocalTree:
         self.position = answer.seq if self.position is None else self.position
         return mark
 
+    def cursor_of(self, _number: int) -> None:
+        """Return the cursor to go on from, of which there is none: nothing is recorded."""
+
     @property
     def is_idle(self) -> bool:
         """Whether it watches something that no mark asks for any more."""

@@ -6,7 +6,23 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from fusenotify.errors import NotAMount, UsageError
 from fusenotify.events import Event, Kind, Origin, Scope
-from fusenotify.protocol import AddMark, AskStatus, Done, Locate, Lookup, Recount, RemoveMark, Reply, Sync
+from fusenotify.protocol import (
+    AddMark,
+    AskCursor,
+    AskSnapshots,
+    AskStatus,
+    CreateSnapshot,
+    DeleteSnapshot,
+    Done,
+    Locate,
+    Lookup,
+    More,
+    Recount,
+    RemoveMark,
+    Reply,
+    Since,
+    Sync,
+)
 from fusenotify.targets import LocalTarget, Target
 
 if TYPE_CHECKING:
@@ -14,19 +30,24 @@ if TYPE_CHECKING:
 
 BATCH: Final = 1024  # events that are handed on at a time
 
-Question = AddMark | RemoveMark | Recount | Sync | AskStatus | Lookup | Locate
+Question = (
+    AddMark | RemoveMark | Recount | Sync | AskStatus | Lookup | Locate
+    | AskCursor | Since | More | CreateSnapshot | DeleteSnapshot | AskSnapshots
+)  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Mark:
-    """A group's interest in a part of a tree; `event.mark` of its events.
+    """A group's interest in a part of a tree; `event.mark` of its events. Read-only.
 
     Attributes:
         target: what was marked, as it was given.
         scope: how far it reaches.
         kinds: what is asked for.
         origin: whose changes are asked for.
-        cursor: the position from which on nothing is missed.
+        cursor: the position from which on nothing is missed: `since`, if the mark was made with that.
+        live: the position from which on changes are told as they happen; None while those are told that were recorded
+            earlier.
         number: what the group calls it.
         source: what its source is found by.
         ignore: what of its events is not handed on.
@@ -42,6 +63,7 @@ class Mark:
     source: object = field(repr=False)
     ignore: "Ignore | None" = field(default=None, repr=False)
     oneshot: bool = False
+    live: str | None = None
 
 
 class Source(Protocol):
@@ -87,7 +109,10 @@ class Source(Protocol):
         """Whether events wait."""
 
     def pop(self) -> list[Event]:
-        """Return some of the oldest events that wait."""
+        """Return some of the oldest events that wait; none where something else has come than events."""
+
+    def cursor_of(self, number: int) -> str | None:
+        """Return the cursor from which a mark misses nothing, if nothing more comes of this source; None if none is."""
 
     async def aclose(self) -> None:
         """Let go of everything."""
@@ -98,13 +123,15 @@ def only_one(marks: dict[int, Mark]) -> Mark | None:
     return next(iter(marks.values())) if len(marks) == 1 else None
 
 
-def check_mark(target: LocalTarget, scope: Scope, origin: Origin) -> None:
+def check_mark(target: LocalTarget, scope: Scope, origin: Origin, since: str | None) -> None:
     """Check that a mark makes sense on no mount.
 
     Raises:
-        NotAMount: it asks for remote changes only.
+        NotAMount: it asks for remote changes only, or for those of earlier.
         UsageError: such an object has no such scope.
     """
+    if since is not None:
+        raise NotAMount(f"{target.given} is not on a fusenotify mount, so nobody has recorded what has changed there")
     if origin == Origin.REMOTE:
         raise NotAMount(
             f"{target.given} is not on a fusenotify mount, so nothing remote can be heard there; "

@@ -1,23 +1,37 @@
 """Questions to a daemon that need no group: how it is, what the handle of an object is, where the object of one is."""
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import anyio
 
 from fusenotify.client.connection import Connection
+from fusenotify.client.marks import Question
 from fusenotify.errors import ProtocolError
-from fusenotify.protocol import AskStatus, Handle, Locate, Location, Lookup, Report
+from fusenotify.protocol import (
+    AskStatus,
+    Changes,
+    Done,
+    Handle,
+    Locate,
+    Location,
+    Lookup,
+    Position,
+    Report,
+    Snapshots,
+)
 from fusenotify.status import Status
 from fusenotify.targets import Target, resolve
 from fusenotify.transports import Credentials
 
-_Answer = TypeVar("_Answer", Report, Handle, Location)
+_Answer = TypeVar("_Answer", Report, Handle, Location, Position, Changes, Snapshots, Done)
 
 
 async def status(target: str | os.PathLike[str], *, tls: Credentials | None = None) -> Status:
     """Ask the daemon behind a target how it is (arguments and errors as `open_group` and `Group.mark`)."""
-    answer = await _ask(await anyio.to_thread.run_sync(resolve, target), AskStatus(0), Report, tls)
+    answer = await ask(await anyio.to_thread.run_sync(resolve, target), AskStatus(0), Report, tls)
     return answer.status
 
 
@@ -37,7 +51,7 @@ async def lookup(path: str | os.PathLike[str], *, tls: Credentials | None = None
         DaemonGone: the daemon does not answer.
     """
     resolved = await anyio.to_thread.run_sync(resolve, path)
-    return (await _ask(resolved, Lookup(0, resolved.path), Handle, tls)).handle
+    return (await ask(resolved, Lookup(0, resolved.path), Handle, tls)).handle
 
 
 async def locate(target: str | os.PathLike[str], handle: str, *, tls: Credentials | None = None) -> str:
@@ -55,22 +69,33 @@ async def locate(target: str | os.PathLike[str], handle: str, *, tls: Credential
         DaemonGone: the daemon does not answer.
     """
     resolved = await anyio.to_thread.run_sync(resolve, target)
-    return os.fsdecode((await _ask(resolved, Locate(0, handle), Location, tls)).path)
+    return os.fsdecode((await ask(resolved, Locate(0, handle), Location, tls)).path)
 
 
 async def is_directory(target: Target, tls: Credentials | None) -> bool:
     """Ask the daemon of a target whether that is a directory (errors as `lookup`)."""
-    return (await _ask(target, Lookup(0, target.path), Handle, tls)).is_dir
+    return (await ask(target, Lookup(0, target.path), Handle, tls)).is_dir
 
 
-async def _ask(
-    target: Target, question: AskStatus | Lookup | Locate, kind: type[_Answer], tls: Credentials | None
-) -> _Answer:
+async def ask(target: Target, question: Question, kind: type[_Answer], tls: Credentials | None) -> _Answer:
+    """Ask one question of a daemon, by a connection of its own."""
+    async with connected(target, tls) as connection:
+        return await answered(connection, question, kind)
+
+
+@asynccontextmanager
+async def connected(target: Target, tls: Credentials | None) -> AsyncIterator[Connection]:
+    """Have a connection that is for questions only."""
     connection = Connection(target, await target.connect(tls), 1, lambda _: None)
     try:
-        answer = await connection.request(question)
+        yield connection
     finally:
         await connection.aclose()
+
+
+async def answered(connection: Connection, question: Question, kind: type[_Answer]) -> _Answer:
+    """Return the answer to a question, which has to be of a kind."""
+    answer = await connection.request(question)
     if not isinstance(answer, kind):
         raise ProtocolError(f"the daemon answered {question!r} with {answer!r}")
     return answer

@@ -16,9 +16,9 @@ from msgspec.structs import replace
 
 from fusenotify.addresses import UnixAddress
 from fusenotify.client.marks import Mark, Source
-from fusenotify.errors import DaemonGone, EnvironmentProblem, FusenotifyError, UsageError
-from fusenotify.events import Reason, Scope
-from fusenotify.protocol import Done, Recount
+from fusenotify.errors import BadCursor, DaemonGone, EnvironmentProblem, FusenotifyError, HistoryGone, UsageError
+from fusenotify.events import EVERYTHING, Reason, Scope
+from fusenotify.protocol import AddMark, Done, Recount
 from fusenotify.root import changes_of_mounts
 from fusenotify.targets import LocalTarget, Target
 
@@ -42,6 +42,7 @@ class Returning:
         self._replace = replace_source
         self._done = anyio.Event()
         self._failure: FusenotifyError | None = None
+        self._has_told = False  # whether it has been told that events are lost
 
     async def wait(self) -> None:
         """Return when the new source is in place; raise what makes further attempts useless."""
@@ -93,31 +94,39 @@ class Returning:
         return found
 
     async def _mark_again(self, found: Source) -> None:
-        """Make the marks that there were; tell that events may have been lost, and then everything there is.
-
-        Where nothing has happened meanwhile, nothing is lost.
-        """
-        lost, is_continued = self._lost, False
-        for number, message in list(lost.asked.items()):
-            mark = lost.marks.get(number)
+        """Make the marks that there were, and have them told what has changed since each of them was told last."""
+        self._has_told = False
+        for number, message in list(self._lost.asked.items()):
+            mark = self._lost.marks.get(number)
             if mark is None:
                 continue  # it has ended
-
-            def make(answer: Done, mark: Mark = mark) -> Mark:
-                nonlocal is_continued
-                if not found.marks:
-                    is_continued = (found.epoch, answer.seq) == (lost.epoch, lost.position)
-                    if not is_continued:
-                        found.lose(answer.seq, time.time_ns(), Reason.RESTART)
-                return mark
-
             try:
-                await found.mark(replace(message), make)
+                await self._mark(found, mark, message)
             except UsageError as error:
                 log.warning("%s is not watched any more: %s", mark.target, error)
-        if not is_continued:
-            for number in tuple(found.marks):
-                await found.request(Recount(0, number))
+
+    async def _mark(self, found: Source, mark: Mark, message: AddMark) -> None:
+        def make(answer: Done) -> Mark:
+            if answer.since is not None:
+                mark.live = None
+            return mark
+
+        def make_anew(answer: Done) -> Mark:
+            if not self._has_told:
+                self._has_told = True
+                found.lose(answer.seq, time.time_ns(), Reason.RESTART)
+            return make(answer)
+
+        since = self._lost.cursor_of(mark.number)
+        if since is None:  # nobody records what happens there
+            await found.mark(replace(message), make_anew)
+            await found.request(Recount(0, mark.number))
+            return
+        try:
+            await found.mark(replace(message, since=since), make)
+        except (HistoryGone, BadCursor) as error:
+            log.debug("everything in %s is told anew: %s", mark.target, error)
+            await found.mark(replace(message, since=EVERYTHING), make_anew)
 
 
 @contextmanager

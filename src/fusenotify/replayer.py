@@ -1,0 +1,366 @@
+"""The process that does on the mount what has been done behind it. It decides nothing, and knows only its orders.
+
+It is a process of its own so that our answers are waited for by nobody in the daemon: a thread there would keep it, and
+the mount, from ending when it is killed. It is started without the package around it, and imports nearly nothing.
+"""
+
+import errno
+import mmap
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from fusenotify import _linux
+
+MAKE: Final = 1
+REMOVE: Final = 2
+RENAME: Final = 3
+EXCHANGE: Final = 4
+MODIFY: Final = 5
+ATTRIB: Final = 6
+CLOSE_WRITE: Final = 7
+
+MOST_ORDERS: Final = 64  # at a time
+_ROOT: Final = 1  # the nodeid
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+_FUSE_HANDLE: Final = 0x81  # nodeid (upper and lower half) and generation
+_HANDLE: Final = struct.Struct("=3I")
+# What to do, file type, number; twice: nodeid of a directory (0: outside of the tree), generation, length of the name.
+_ORDER: Final = struct.Struct("=BIQQIIQII")
+_LENGTH: Final = struct.Struct("=I")  # of a message
+_NUMBER: Final = struct.Struct("=Q")
+_ERROR: Final = struct.Struct("=i")
+_UNKNOWN: Final = -1
+_S_IFDIR: Final = 0o040000
+_S_IFREG: Final = 0o100000
+_S_IFLNK: Final = 0o120000
+_MOST_LOOKS: Final = 8  # at a file that others change and look at all the time
+
+# Begins the program: the package is there by name only, so that importing from it brings in nothing else.
+_BEGINNING: Final = (
+    "import sys, types; package = types.ModuleType('fusenotify'); package.__path__ = [sys.argv[1]]; "
+    "sys.modules['fusenotify'] = package; from fusenotify import replayer; replayer.main(*sys.argv[2:])"
+)
+
+
+class Name(NamedTuple):
+    """A name in a directory of the mount.
+
+    Attributes:
+        nodeid, generation: of the directory; nodeid 0 is outside of the tree.
+        path: from the root: the way to the directory, and the name.
+    """
+
+    nodeid: int
+    generation: int
+    path: bytes
+
+    @property
+    def name(self) -> bytes:
+        """The name alone."""
+        return self.path.rpartition(b"/")[2]
+
+    @property
+    def way(self) -> list[bytes]:
+        """The names from the root to the directory."""
+        return self.path.split(b"/")[:-1]
+
+
+class Order(NamedTuple):
+    """One thing to do.
+
+    Attributes:
+        what: MAKE, REMOVE, …
+        file_type: of what is made or removed, one of the S_IF* of stat(2).
+        number: the plan's.
+        name: what it is done with.
+        new: of a rename the new name.
+    """
+
+    what: int
+    file_type: int
+    number: int
+    name: Name
+    new: Name
+
+
+def message(orders: Sequence[Order]) -> bytes:
+    """Return orders as they are sent."""
+    data = b"".join(map(_packed, orders))
+    return _LENGTH.pack(len(data)) + data
+
+
+def _packed(order: Order) -> bytes:
+    name, new = order.name, order.new
+    ends = (name.nodeid, name.generation, len(name.path), new.nodeid, new.generation, len(new.path))
+    return _ORDER.pack(order.what, order.file_type, order.number, *ends) + name.path + new.path
+
+
+def _unpacked(data: bytes) -> Iterator[Order]:
+    at = 0
+    while at < len(data):
+        what, file_type, number, nodeid, generation, length, new_nodeid, new_generation, new_length = (
+            _ORDER.unpack_from(data, at)
+        )
+        at += _ORDER.size
+        middle, end = at + length, at + length + new_length
+        name = Name(nodeid, generation, data[at:middle])
+        yield Order(what, file_type, number, name, Name(new_nodeid, new_generation, data[middle:end]))
+        at = end
+
+
+class Progress:
+    """Memory shared with the daemon: which plan is being carried out, and how those before it went."""
+
+    def __init__(self, fd: int) -> None:
+        self._memory = mmap.mmap(fd, _NUMBER.size + MOST_ORDERS * _ERROR.size)
+
+    @staticmethod
+    def new_fd() -> int:
+        """Return a descriptor of such memory."""
+        fd = os.memfd_create("fusenotify-replays")
+        os.ftruncate(fd, _NUMBER.size + MOST_ORDERS * _ERROR.size)
+        return fd
+
+    def executing(self) -> int:
+        """Return the number of the plan that is being carried out, 0 for none."""
+        (number,) = _NUMBER.unpack_from(self._memory)
+        return int(number)
+
+    def begin(self, number: int) -> None:
+        """Say which plan is being carried out from now on."""
+        _NUMBER.pack_into(self._memory, 0, number)
+
+    def end(self, index: int, error: int) -> None:
+        """Say how an order of the message went: 0, or an errno."""
+        _ERROR.pack_into(self._memory, _NUMBER.size + index * _ERROR.size, error)
+
+    def error(self, index: int) -> int:
+        """Return how an order of the message went: 0, or an errno, or below 0 when it has not ended."""
+        (error,) = _ERROR.unpack_from(self._memory, _NUMBER.size + index * _ERROR.size)
+        return int(error)
+
+    def ended(self, orders: int) -> int:
+        """Return how many of the orders of the message have ended."""
+        return sum(self.error(index) != _UNKNOWN for index in range(orders))
+
+    def clear(self) -> None:
+        """Prepare for a new message."""
+        self._memory[:] = _NUMBER.pack(0) + _ERROR.pack(_UNKNOWN) * MOST_ORDERS
+
+    def close(self) -> None:
+        """Unmap it."""
+        self._memory.close()
+
+
+def command(root: "Root", channel_fd: int, progress_fd: int, outside: bytes) -> list[str]:
+    """Return the command that starts a replayer.
+
+    Args:
+        root: how the root of the mount is reached.
+        channel_fd: where orders come from, message by message.
+        progress_fd: of `Progress`.
+        outside: the name in the root of the directory that stands for everything outside of the tree.
+    """
+    place = (str(root.fd), "") if isinstance(root, Clone) else (str(root.mount_id), root.mountpoint)
+    words = (str(channel_fd), str(progress_fd), os.fsdecode(outside), *place)
+    return [sys.executable, "-I", "-S", "-c", _BEGINNING, os.path.dirname(__file__), *words]
+
+
+def main(channel: str, progress: str, outside: str, root: str, mountpoint: str) -> None:
+    """Carry out orders until there is nobody to give them."""
+    for ours in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # to the daemon's process group: it says when to end
+        signal.signal(ours, signal.SIG_IGN)
+    place = Visible(int(root), mountpoint) if mountpoint else Clone(int(root))
+    worker = _Worker(place, os.fsencode(outside))
+    shared = Progress(int(progress))
+    with (
+        socket.socket(fileno=int(channel)) as answers,
+        suppress(ConnectionError),
+    ):  # the daemon may be killed at any time
+        while orders := _received(answers):
+            for index, order in enumerate(_unpacked(orders)):
+                shared.begin(order.number)  # before its first system call: whose requests follow, the daemon sees here
+                shared.end(index, worker.do(order))
+            worker.rest()
+            shared.begin(0)
+            answers.send(b".")
+
+
+def _received(channel: socket.socket) -> bytes:
+    """Return the next message, nothing when there is none, or only the beginning of one."""
+    header = channel.recv(_LENGTH.size, socket.MSG_WAITALL)
+    if len(header) < _LENGTH.size:
+        return b""
+    (length,) = _LENGTH.unpack(header)
+    message = channel.recv(length, socket.MSG_WAITALL)
+    return message if len(message) == length else b""
+
+
+class Clone:
+    """A clone of the mount, which is in nobody's way."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def enter(self) -> int:
+        """Return a descriptor of the root."""
+        return self.fd
+
+    def leave(self) -> None:
+        """The clone keeps nothing from being unmounted."""
+
+
+class Visible:
+    """The mount itself, where it cannot be cloned."""
+
+    def __init__(self, mount_id: int, mountpoint: str) -> None:
+        self.mount_id = mount_id
+        self.mountpoint = mountpoint
+        self._fd = -1
+
+    def enter(self) -> int:
+        """Return a descriptor of the root, good until `leave`."""
+        if self._fd < 0:
+            fd = os.open(self.mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+            if _linux.mount_number_of(fd) != self.mount_id:
+                os.close(fd)
+                raise OSError(errno.ESTALE, "something else is mounted there")
+            self._fd = fd
+        return self._fd
+
+    def leave(self) -> None:
+        """Let go of the mount, which could not be unmounted otherwise."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+Root = Clone | Visible
+
+
+class _Worker:
+    """Carries out orders.
+
+    Directories are kept open from one order to the next, or the kernel would forget the way to them at once, but no
+    longer: what is open is not quite gone when it is removed.
+    """
+
+    def __init__(self, root: Root, outside: bytes) -> None:
+        self._root = root
+        self._outside = outside
+        self._directories: dict[int, int] = {}  # nodeid to descriptor
+
+    def do(self, order: Order) -> int:
+        """Carry out an order and return 0, or the errno."""
+        try:
+            if order.what in (RENAME, EXCHANGE):
+                self._rename(order)
+            else:
+                if order.what == REMOVE and order.file_type == _S_IFDIR:
+                    self._close_directories()
+                _do_in(self._open(order.name), order)
+        except OSError as error:
+            return error.errno or _UNKNOWN
+        return 0
+
+    def rest(self) -> None:
+        """Let go of everything."""
+        self._close_directories()
+        self._root.leave()
+
+    def _open(self, name: Name) -> int:
+        """Return a descriptor of the directory of a name."""
+        fd = self._directories.get(name.nodeid)
+        if fd is None:
+            root_fd = self._root.enter()
+            if name.nodeid == 0:
+                fd = os.open(self._outside, _DIRECTORY, dir_fd=root_fd)
+            else:
+                fd = os.dup(root_fd) if name.nodeid == _ROOT else _walked_to(root_fd, name)
+            self._directories[name.nodeid] = fd
+        return fd
+
+    def _close_directories(self) -> None:
+        while self._directories:
+            os.close(self._directories.popitem()[1])
+
+    def _rename(self, order: Order) -> None:
+        flags = _linux.RENAME_EXCHANGE if order.what == EXCHANGE else 0
+        if order.file_type == _S_IFDIR:
+            self._close_directories()
+        directory, new_directory = self._open(order.name), self._open(order.new)
+        try:
+            _linux.renameat2(directory, order.name.name, new_directory, order.new.name, flags)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            # The kernel has met a directory under its new name already. It puts it back under the old one when that is
+            # looked up, but not while it holds the locks of a rename.
+            os.close(os.open(order.name.name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory))
+            _linux.renameat2(directory, order.name.name, new_directory, order.new.name, flags)
+
+
+def _walked_to(root_fd: int, name: Name) -> int:
+    """Walk to a directory, and compare it with what it is to be."""
+    fd = os.dup(root_fd)
+    try:
+        for step in name.way:
+            below = os.open(step, _DIRECTORY, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        handle = _HANDLE.pack(name.nodeid >> 32, name.nodeid & 0xFFFFFFFF, name.generation)
+        if _linux.name_to_handle_at(fd, b"", _linux.AT_EMPTY_PATH) != (_FUSE_HANDLE, handle):
+            raise OSError(errno.ESTALE, "another directory is there")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _do_in(directory: int, order: Order) -> None:
+    name = order.name.name
+    if order.what == MAKE:
+        _make(directory, name, order.file_type)
+    elif order.what == REMOVE:
+        if order.file_type == _S_IFDIR:
+            os.rmdir(name, dir_fd=directory)
+        else:
+            os.unlink(name, dir_fd=directory)
+    else:
+        if order.what == CLOSE_WRITE:
+            _open_and_close(directory, name)
+        else:
+            _linux.touch(directory, name, attributes=order.what == ATTRIB)
+        if order.file_type == _S_IFREG:
+            _keep_up(directory, name)
+
+
+def _keep_up(directory: int, name: bytes) -> None:
+    """Have the kernel take the attributes of a file again, while the daemon says that what it has taken is old."""
+    for _ in range(_MOST_LOOKS):
+        if not os.fstatvfs(directory).f_files:
+            return
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+
+def _make(directory: int, name: bytes, file_type: int) -> None:
+    if file_type == _S_IFDIR:
+        os.mkdir(name, dir_fd=directory)
+    elif file_type == _S_IFLNK:
+        os.symlink(b"nowhere", name, dir_fd=directory)
+    else:
+        os.mknod(name, file_type | 0o600, dir_fd=directory)
+
+
+def _open_and_close(directory: int, name: bytes) -> None:
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
+    try:
+        os.close(os.open(_linux.proc_path(fd), os.O_WRONLY | os.O_NONBLOCK))
+    finally:
+        os.close(fd)

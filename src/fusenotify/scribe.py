@@ -1,0 +1,399 @@
+"""The journal's thread: it looks at what events name, compares the tree at the start, and writes rows.
+
+It alone changes rows, and never between a look and what is written of it. The lock of the database is held only while
+rows are read or written, never while the tree is looked at: a filesystem that does not answer holds up nobody else.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from fusenotify.backing import Backing
+from fusenotify.database import Database
+from fusenotify.digest import CHANGES, Step, folded
+from fusenotify.entries import Entries
+from fusenotify.events import EventRecord
+from fusenotify.filesystems import Filesystems
+from fusenotify.history import History
+from fusenotify.inventory import Inventory
+from fusenotify.looking import Looker, Looks
+from fusenotify.progress import Progress
+from fusenotify.rows import Look, Row, look_of
+
+log = logging.getLogger(__name__)
+
+MOST_TOMBSTONES: Final = 1 << 17  # paths that are gone, of which it is kept that they are, snapshots aside
+_GATHER: Final = 1.0  # seconds from an event until it is written, unless somebody asks
+_SHARE: Final = 4  # the part of the time that the thread leaves to others while events come, to one that it works
+_MANY: Final = 1 << 14  # events that are written at once
+_MOST_BACKLOG: Final = 1 << 18  # events that wait; beyond it the whole tree is looked at again
+_RETRY: Final = 5.0  # seconds until what could not be written is tried again
+_PAUSE: Final = 0.05  # seconds between looks at what events are awaited for
+_HOUSEKEEPING: Final = 1 << 14  # events between two looks at what can be given up
+_END: Final = 10.0  # seconds that the end may take
+
+
+class _Task(NamedTuple):
+    """What is to be done at one time.
+
+    Attributes:
+        batches: events.
+        seq: the last of them.
+        looks_at_links, looks_again: see `Scribe.hurry`.
+        is_lost: events before these are lost.
+    """
+
+    batches: list[Sequence[EventRecord]]
+    seq: int
+    looks_at_links: bool
+    looks_again: bool
+    is_lost: bool
+
+
+class Scribe:
+    """Keeps the rows.
+
+    Attributes:
+        is_ready: the tree has been compared since the start.
+        is_failing: the disk takes nothing.
+        written: everything up to this event is in the database.
+        has_links: there are files with several names, which events may not tell of.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        history: History,
+        backing: Backing,
+        filesystems: Filesystems,
+        *,
+        is_exclusive: bool,
+        on_progress: Callable[[], None],
+    ) -> None:
+        """Begin with `start`; `on_progress` is called by the thread."""
+        self._database = database
+        self._history = history
+        self._backing = backing
+        self._looker = Looker(backing, filesystems)
+        self._is_exclusive = is_exclusive
+        self._on_progress = on_progress
+        self.is_ready = self.is_failing = self.has_links = False
+        self.written = -1
+        self._due = threading.Condition()
+        self._pending: list[Sequence[EventRecord]] = []
+        self._waiting = 0  # events
+        self._followed = 0
+        self._wanted = -1
+        self._looks_at_links = self._looks_again = False
+        self._is_lost = False
+        self._is_closing = False
+        self._has_begun = self._is_settled = False
+        self._resting_until = 0.0
+        self._since_housekeeping = _HOUSEKEEPING
+        self._recorded: set[int] = set()
+        self._covered: set[int] = set()
+        with database.reading() as connection:
+            self._entries = Entries(connection)
+        self._inventory = Inventory(backing, self._entries, filesystems.is_silent_at)
+        self._progress = Progress("fusenotify: entries compared with the journal")
+        self._thread: threading.Thread | None = None
+
+    # --- what others call --------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin the run, and compare the tree with what is known of it."""
+        # A daemon thread: a filesystem that never answers must not keep the process from ending.
+        self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._thread is not None:
+            with self._due:
+                self._is_closing = True
+                self._due.notify()
+            self._thread.join(_END)
+            if self._thread.is_alive():
+                log.warning("the backing filesystem does not answer; the next start looks at it in doubt")
+
+    def follow(self, records: Sequence[EventRecord]) -> None:
+        """Take note of what is told."""
+        with self._due:
+            self._followed = records[-1].seq
+            self._is_settled = self._is_settled and not any(record.kind & CHANGES for record in records)
+            self._pending.append(records)
+            self._waiting += len(records)
+            if self._waiting > _MOST_BACKLOG:
+                self._pending.clear()
+                self._waiting = 0
+                self._is_lost, self.is_ready = True, False
+            if self._is_lost or len(self._pending) == 1 or self._waiting > _MANY:
+                self._due.notify()
+
+    def hurry(self, seq: int, *, looks_at_links: bool = False, looks_again: bool = False) -> None:
+        """Write everything up to an event now, which `written` then shows.
+
+        Args:
+            seq: the event.
+            looks_at_links: what has changed of files with several names counts as changed at that event.
+            looks_again: what had changed only just before it was looked at is looked at once more.
+        """
+        with self._due:
+            self._wanted = max(self._wanted, seq)
+            self._looks_at_links |= looks_at_links
+            self._looks_again |= looks_again
+            self._due.notify()
+
+    def settle(self, seq: int) -> None:
+        """Take note that nothing has changed that was not told up to an event, all of which is written."""
+        with self._due:
+            self._is_settled = self.written >= seq >= self._followed and self.is_ready
+
+    def missing(self, numbers: Iterable[int]) -> set[int]:
+        """Return the directories, by inode number, of which it is not yet durable that something may change in them."""
+        return set(numbers) - self._recorded - self._covered
+
+    def record(self, numbers: set[int]) -> None:
+        """Write down durably that something may change in directories. Slow: for a thread.
+
+        Raises:
+            sqlite3.Error: that is not possible.
+        """
+        with self._database.transaction() as connection:
+            self._history.touch(connection, numbers)
+        self._recorded |= numbers
+
+    def cover(self, number: int) -> None:
+        """Take a new directory in a recorded one for recorded: who looks at that one finds it."""
+        self._covered.add(number)
+
+    @property
+    def compared(self) -> int:
+        """How many entries of the tree have been looked at since the start."""
+        return self._inventory.compared
+
+    # --- the thread --------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while self._await_work():
+            began = time.monotonic()
+            try:
+                had_events = self._round()
+            except Exception:
+                log.exception("the journal stumbled; the whole tree is looked at again")
+                self._history.set_sound(False)
+                with contextlib.suppress(sqlite3.Error), self._database.reading():
+                    self._entries.forget_cached()
+                self.is_failing, self.is_ready = True, False
+                self._is_lost = had_events = True
+            if had_events:
+                now = time.monotonic()
+                self._resting_until = now + max(_GATHER, _SHARE * (now - began))
+            self._on_progress()
+        self._end()
+
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        began = time.time_ns()
+        look = look_of(os.fstat(self._backing.root_fd), began)
+        self._entries.compare_root(look, self._history.start)
+        self._looker.note([(b".", look)])
+        self._history.begin(connection)
+        only = None
+        if self._is_exclusive and self._history.was_exclusive:
+            only = self._rows_of(connection, self._history.touched)
+        self._inventory.begin(self._history.start, self._history.touched, only)
+
+    def _rows_of(self, connection: sqlite3.Connection, numbers: Iterable[int]) -> list[int]:
+        query = "SELECT id FROM entry WHERE kind = 3 AND inode = ?"
+        return [row for number in numbers for (row,) in connection.execute(query, (number,))]
+
+    def _await_work(self) -> bool:
+        """Return when there is something to do, False if that is to end."""
+        with self._due:
+            if self.is_failing:
+                self._due.wait_for(lambda: self._is_closing, _RETRY)
+            elif self._inventory.waits:
+                if not self._due.wait_for(lambda: self._pending or self._is_urgent(), _PAUSE):
+                    self._inventory.look_again(is_idle=True)
+            elif self.is_ready and self._since_housekeeping < _HOUSEKEEPING:
+                self._due.wait_for(lambda: self._pending or self._is_urgent())
+                self._due.wait_for(self._is_urgent, max(self._resting_until - time.monotonic(), _GATHER))
+            return not self._is_closing
+
+    def _is_urgent(self) -> bool:
+        return self._is_closing or self._is_lost or self._wanted > self.written or self._waiting > _MANY
+
+    def _round(self) -> bool:
+        """Do what there is to do; return whether there were events."""
+        if not self._has_begun:
+            if not self._attempt(self._begin):
+                return False
+            self._has_begun = True
+            self._history.set_sound(True)
+        task = self._take()
+        if task.is_lost:
+            self.is_ready = False
+            if not self._attempt(functools.partial(self._start_over, task.seq)):
+                self._is_lost = True
+                return False
+        records = [record for batch in task.batches for record in batch if record.kind & CHANGES]
+        is_due = bool(task.batches) or task.seq > self.written or self.is_failing
+        if is_due and not self._attempt_events(records, task):
+            self._put_back(task)
+            return True
+        if not self.is_ready or self._inventory:
+            self._compare()
+        elif self._since_housekeeping >= _HOUSEKEEPING:
+            self._attempt(self._keep_house)
+        self._since_housekeeping += len(records)
+        return bool(records)
+
+    def _take(self) -> _Task:
+        with self._due:
+            seq = max(self._followed, self._wanted)
+            task = _Task(self._pending, seq, self._looks_at_links, self._looks_again, self._is_lost)
+            self._pending, self._waiting = [], 0
+            self._looks_at_links = self._looks_again = self._is_lost = False
+            return task
+
+    def _put_back(self, task: _Task) -> None:
+        with self._due:
+            self._pending = task.batches + self._pending
+            self._waiting += sum(map(len, task.batches))
+            self._looks_at_links |= task.looks_at_links
+
+    def _attempt(self, work: Callable[[sqlite3.Connection], object]) -> bool:
+        """Do something that the disk may not let us do, and return whether it did."""
+        try:
+            with self._database.transaction() as connection:
+                work(connection)
+        except sqlite3.Error as error:
+            self.fail(error)
+            with contextlib.suppress(sqlite3.Error), self._database.reading():
+                self._entries.forget_cached()
+            return False
+        if self.is_failing:
+            log.warning("%s is written again", self._database.path)
+            self._history.set_sound(True)
+            self.is_failing = False
+        return True
+
+    def fail(self, error: sqlite3.Error) -> None:
+        """Take note that the disk takes nothing."""
+        if not self.is_failing:
+            log.warning(
+                "%s cannot be written: %s. Until it can, `since` names all there is",
+                self._database.path, error,
+            )  # fmt: skip
+            self._history.set_sound(False)
+        self.is_failing = True
+
+    def _start_over(self, seq: int, connection: sqlite3.Connection) -> None:
+        """Look at everything anew; where we heard of changes, what is there may have changed without a trace."""
+        touched = self._history.lost(connection)
+        self._inventory.begin(self._history.start + seq, touched | self._recorded | self._covered)
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def _attempt_events(self, records: Sequence[EventRecord], task: _Task) -> bool:
+        steps = list(folded(records))
+        looks, directories = self._looker.look(steps)
+        links = self._looker.changed(self._linked()) if task.looks_at_links else []
+        older = self._looker.look_again() if task.looks_again else {}
+        touched: set[int] = set()
+
+        def write(connection: sqlite3.Connection) -> None:
+            touched.update(look.inode for look in looks.values() if look.is_dir)
+            touched.update(self._written_down(directories))
+            touched.difference_update(self._recorded)
+            self._write_steps(steps, looks)
+            for row, look in links:
+                self._entries.touch(row, look, self._history.start + task.seq)
+            for path, look in older.items():
+                self._entries.look_again(path, look)
+            self._history.touch(connection, touched)
+            self._history.written(connection, task.seq)
+            self.has_links = self._entries.has_links()
+
+        if not self._attempt(write):
+            return False
+        self._recorded |= touched
+        self._covered -= touched
+        if self._entries.unlisted:
+            self.is_ready = False
+        self.written = task.seq
+        self._looker.note(looks.items())
+        self._looker.note((path, look) for path, look in directories.items() if look is not None)
+        self._inventory.look_again(is_idle=False)
+        while self._entries.unlisted:
+            self._inventory.add(self._entries.unlisted.pop(), self._history.start + task.seq)
+        return True
+
+    def _written_down(self, directories: dict[bytes, Look | None]) -> Iterator[int]:
+        """Write down what directories are in which something has changed, and yield where something may have changed.
+
+        What changes in a directory changes its attributes as well, and no event tells of that. But if it was changed
+        itself, that is still to be found by a comparison, or to be told: so the one that it is in is one of those.
+        """
+        for path, look in directories.items():
+            yield look.inode if look is not None else self._entries.inode_of(path)
+            if look is not None and self.is_ready:
+                yield self._entries.renew(path, look)
+
+    def _write_steps(self, steps: Sequence[Step], looks: Looks) -> None:
+        start = self._history.start
+        for step in steps:
+            if isinstance(step, EventRecord):
+                self._entries.restructure(step, start, looks.get(step.path or b""), looks.get(step.old_path or b""))
+            else:
+                for path, note in step.items():
+                    self._entries.note(path, note, start, looks.get(path))
+
+    def _linked(self) -> list[tuple[bytes, Row]]:
+        with self._database.reading():
+            return self._entries.linked()
+
+    # --- comparing, cleaning up, ending ------------------------------------------------------------------------------
+
+    def _compare(self) -> None:
+        with self._database.reading():
+            directories = self._inventory.take()
+        seen = self._inventory.look(directories)
+        self._progress.show(self._inventory.compared)
+        with self._database.reading():
+            differences = self._inventory.differences(seen)
+        if differences and not self._attempt(lambda _: self._inventory.write(differences)):
+            self._is_lost = True
+            return
+        self._looker.note(self._inventory.looks(differences))
+        if not self._inventory and self._attempt(self._compared):
+            self.is_ready = True
+            self._progress.end()
+
+    def _compared(self, connection: sqlite3.Connection) -> None:
+        self._history.compared(connection)
+        self.has_links = self._entries.has_links()
+
+    def _keep_house(self, connection: sqlite3.Connection) -> None:
+        if not self._entries.purge():
+            self._history.compact(connection, MOST_TOMBSTONES)
+            self._since_housekeeping = 0
+
+    def _end(self) -> None:
+        """Write what is left, and that nothing is in doubt, if that is so."""
+        while self._pending and not self.is_failing:
+            self._round()
+        if not self._is_settled or self.is_failing or self._inventory:
+            return
+        try:
+            self._inventory.sync()
+        except OSError as error:
+            log.warning("the backing tree cannot be brought to its disk: %s", error)
+            return
+        self._attempt(functools.partial(self._history.ended, seq=self.written))
