@@ -397,7 +397,7 @@ def test_the_tree_changes_wildly_while_it_is_used(directory: Path, kind: str) ->
             root_fd = os.open(mount.mountpoint, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 choose = random.Random(seed + 1)
-                for _ in range(examples(1000, 10_000)):
+                for _ in range(examples(400, 10_000)):
                     failed = error_of(lambda: use(root_fd, choose))
                     if failed is not None and failed not in _EXPECTED:
                         failures.append(failed)

@@ -21,6 +21,8 @@ SCRIPTS = sorted(path for path in (Path(__file__).parent / "golden").glob("*.txt
 # Here something is missing, as docs/native-delivery.md says (*What is not*): a file is written to by way of no name in
 # the tree; the count of a file's links grows; a directory comes back before its leaving was replayed.
 _INCOMPLETE = frozenset({"kind-delete", "link-hard", "inode-links", "rename-there-and-back-and-new"})
+# Removed while a program writes to it that the mount knows nothing of: there it is gone at once.
+_EARLY = {"kind-delete": Counter(["b: DELETE_SELF", "b: IGNORED"])}
 _NOT_DONE = frozenset({"watch", "sync", "ls"})  # what groups of ours do, and what tells nothing
 
 
@@ -31,7 +33,7 @@ def test_golden(path: Path, watcher: str, directory: Path) -> None:
     expected = heard_of_plain(script, directory / "plain")
     heard = heard_of_mounted(script, directory, watcher)
     if path.stem in _INCOMPLETE:
-        assert Counter(heard) <= Counter(expected)
+        assert Counter(heard) - _EARLY.get(path.stem, Counter()) <= Counter(expected)
     else:
         assert heard == expected, f"{path.name}: it is heard otherwise on the mount"
 

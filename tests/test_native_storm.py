@@ -19,7 +19,7 @@ from tests.harness import PATIENCE, Mount, Watch, mounted, patched, run
 from tests.native import LOOKING, MARKERS, Barrier, Program, merged, settle
 from tests.soak import SEED, SOAK, examples
 
-_SECONDS = 300 if SOAK else 10
+_SECONDS = 300 if SOAK else 30
 # What anybody may meet who works on names that others change; ESTALE is what FUSE says of a node that has gone.
 _NATURAL = {"ENOENT", "EEXIST", "ENOTDIR", "EISDIR", "ENOTEMPTY", "ELOOP", "EPERM", "ESTALE"}
 
