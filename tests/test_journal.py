@@ -310,3 +310,16 @@ def test_a_look_that_finds_what_followed(directory: Path) -> None:
         row = entries.find(ROOT_ID, b"name")
     assert row is not None
     assert (row.kind, row.inode, row.born) == (DIRECTORY, 7, replaced)
+
+
+@pytest.mark.parametrize("above", [0, 7])
+def test_what_a_directory_is_is_taken_over_only_where_that_can_be_doubted(directory: Path, above: int) -> None:
+    """It may have been changed itself, which is still to be told: the next run has to look into what is above it."""
+    database = Database(directory, FileHandle(7, 1, b"tree"))
+    seen = UNSEEN._replace(inode=8, ctime=9, is_dir=True)
+    with contextlib.closing(database), database.transaction() as connection:
+        entries = Entries(connection)
+        entries.note(b"above", Note(1, True, True), 0, UNSEEN._replace(inode=above, is_dir=True))
+        entries.directory(b"above/below", 1)
+        assert entries.renew(b"above/below", seen) == above
+        assert entries.known_in(entries.directory(b"above", 1))[b"below"].ctime == (9 if above else 0)

@@ -207,13 +207,17 @@ class Entries:
             self.touch(row, look, row.changed)
 
     def renew(self, path: bytes, look: Look) -> int:
-        """Take over what a directory is, not as a change; return the inode number of the one it is in, 0 if unknown."""
+        """Take over what a directory is, not as a change; return the inode number of the one it is in, 0 if unknown.
+
+        Where it is unknown nothing is taken over: nobody could say then that there is something in doubt in that one.
+        """
         row = self._at(path)
         if row is None or row.kind != DIRECTORY or row.inode not in (look.inode, 0):
             return 0
-        if not row.is_as(look):
+        above = self.inode_of(path.rpartition(b"/")[0] or b".")
+        if above and not row.is_as(look):
             self.touch(row, look, row.changed)
-        return self.inode_of(path.rpartition(b"/")[0] or b".")
+        return above
 
     def _at(self, path: bytes) -> Row | None:
         if path == b".":
