@@ -4,22 +4,26 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import trio
 
-from fusenotify import scribe
+from fusenotify import inventory, scribe
 from fusenotify.database import FILE_NAME, Database
 from fusenotify.digest import Note
 from fusenotify.entries import Entries
 from fusenotify.errors import BadCursor, UsageError
+from fusenotify.events import EventRecord
 from fusenotify.history import SOUND_NAME
 from fusenotify.identity import FileHandle
 from fusenotify.rows import DIRECTORY, RACY, ROOT_ID, UNSEEN
 from fusenotify.store import NodeRow
 from tests.filesystems import filesystem
+from tests.harness import PATIENCE
 from tests.journalling import journalled, named
 
 
@@ -73,6 +77,44 @@ async def test_changes_while_the_daemon_was_down(directory: Path) -> None:
         (b"a", True), (b"b", False), (b"c", True), (b"moved", False),
         (b"there", True), (b"there/below", True), (b"there/below/file", True),
     }  # fmt: skip
+
+
+async def test_a_directory_that_moves_to_where_the_comparison_has_been(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From where it has not been yet: so it would be passed by, with what has been made in it before."""
+    source, state = directory / "source", directory / "state"
+    async with journalled(source, state) as journal:
+        for name in "ab":
+            (source / name / "d").mkdir(parents=True)
+        cursor = await journal.cursor()
+    for name in "ab":
+        (source / name / "d/new").touch()
+    been: list[str] = []
+    is_told = threading.Event()
+    look, follow = inventory.Inventory.look, scribe.Scribe.follow
+
+    def look_and_move(
+        self: inventory.Inventory, directories: list[inventory.Directory]
+    ) -> list[tuple[inventory.Directory, inventory.Listing]]:
+        seen = look(self, directories)
+        (one,) = directories
+        if not been and one.path in (b"a", b"b"):
+            been.append(one.path.decode())
+            (source / {"a": "b", "b": "a"}[been[0]] / "d").rename(source / been[0] / "moved")
+            assert is_told.wait(PATIENCE)
+        return seen
+
+    def follow_and_say(self: scribe.Scribe, records: Sequence[EventRecord]) -> None:
+        follow(self, records)
+        is_told.set()
+
+    monkeypatch.setattr(inventory, "_DIRECTORIES_AT_ONCE", 1)
+    monkeypatch.setattr(inventory.Inventory, "look", look_and_move)
+    monkeypatch.setattr(scribe.Scribe, "follow", follow_and_say)
+    async with journalled(source, state) as journal:
+        changes, _ = await journal.since(cursor)
+    assert (f"{been[0]}/moved/new".encode(), True) in named(changes)
 
 
 async def test_nothing_is_named_after_a_clean_restart_that_was_before(directory: Path) -> None:

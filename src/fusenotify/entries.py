@@ -30,12 +30,14 @@ class Entries:
 
     Attributes:
         unlisted: directories, by number, of which it is not known what is in them.
+        moved: those that have come to another place.
         moves: how often paths have changed their meaning.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self.unlisted: list[int] = []
+        self.moved: list[int] = []
         self.moves = 0
         self._ids: dict[bytes, int] = {}  # of directories that are there, by path; below, the other way round
         self._paths: dict[int, bytes] = {}
@@ -136,6 +138,7 @@ class Entries:
         self._connection.execute("UPDATE entry SET parent = ?, name = ? WHERE id = ?", (*place, row.id))
         if row.kind == DIRECTORY:
             self._forget_path(row.id)
+            self.moved.append(row.id)
             if is_seen and row.inode not in (0, look.inode):
                 self.unlisted.append(row.id)
         self._update(row.id, row.kind, look, changed, changed, gone)

@@ -325,15 +325,25 @@ class Scribe:
             return False
         self._recorded |= touched
         self._covered -= touched
-        if self._entries.unlisted:
-            self.is_ready = False
+        unlisted = self._unlisted()
+        self.is_ready = self.is_ready and not unlisted
         self.written = task.seq
         self._looker.note(looks.items())
         self._looker.note((path, look) for path, look in directories.items() if look is not None)
         self._inventory.look_again(is_idle=False)
-        while self._entries.unlisted:
-            self._inventory.add(self._entries.unlisted.pop(), self._history.start + task.seq)
+        for number in unlisted:
+            self._inventory.add(number, self._history.start + task.seq)
         return True
+
+    def _unlisted(self) -> set[int]:
+        """Return the directories in which there may be what neither an event has told of nor the comparison will find.
+
+        As long as that is under way, one that moves may come from where it has not looked yet to where it has.
+        """
+        unlisted = {*self._entries.unlisted, *(() if self.is_ready else self._entries.moved)}
+        self._entries.unlisted.clear()
+        self._entries.moved.clear()
+        return unlisted
 
     def _written_down(self, directories: dict[bytes, Look | None]) -> Iterator[int]:
         """Write down what directories are in which something has changed, and yield where something may have changed.
