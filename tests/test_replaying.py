@@ -22,49 +22,69 @@ from fusenotify.replaying import Replaying
 from tests.harness import PATIENCE, Mount, Watch, patched
 from tests.onlooker import onlooking
 from tests.test_plans import Followed
+from tests.test_replay import await_condition
 
-# A new process keeps its copies of the daemon's descriptors while the mount is there, until it is told to go on.
+# While the mount is there, a replayer is born when the file `conceive` is there only, and keeps its copies of the
+# daemon's descriptors until the file `go` is. The file `born` tells of it.
 _SLOW_BIRTHS = """
 import os, subprocess, time
+os.chdir({directory!r})
 _begin = subprocess.Popen.__init__
 
-def linger():
-    while {mountpoint!r} in open("/proc/self/mountinfo").read() and not os.path.exists({go!r}):
+def await_while_mounted(name):
+    while {directory!r} + "/mount" in open("/proc/self/mountinfo").read() and not os.path.exists(name):
         time.sleep(0.01)
 
-def begin(self, *args, **kwargs):
-    _begin(self, *args, preexec_fn=linger, **kwargs)
+def linger():
+    open("born", "w").close()
+    await_while_mounted("go")
+
+def begin(self, command, cwd=None, **kwargs):
+    if any("replayer" in word for word in command):
+        await_while_mounted("conceive")
+        kwargs["preexec_fn"] = linger
+    _begin(self, command, **kwargs)
 
 subprocess.Popen.__init__ = begin
 """
 
 
 @pytest.fixture
-def slow_to_be_born(directory: Path) -> Iterator[Mount]:
-    """A mount whose daemon's children are slow to close what they inherit."""
-    go = directory / "go"
-    with patched(directory, _SLOW_BIRTHS.format(mountpoint=str(directory / "mount"), go=str(go))) as mount:
+def slow_births(directory: Path) -> Iterator[Mount]:
+    """A mount whose daemon's replayer is slow to close what it inherits."""
+    with patched(directory, _SLOW_BIRTHS.format(directory=str(directory))) as mount:
         try:
             yield mount
         finally:
-            go.touch()
+            (directory / "go").touch()
 
 
-def test_no_child_puts_off_the_close_of_a_file(slow_to_be_born: Mount, watching: Callable[..., Watch]) -> None:
-    mount = slow_to_be_born
-    watch = watching(mount.mountpoint)
-    (mount.mountpoint / "file").write_text("x")
-    (mount.mountpoint / "end").mkdir()
-    assert [(one["kind"], one["path"], one["origin"], one["pid"]) for one in watch.until("end")] == [
-        (kind, path, "local", os.getpid())
-        for kind, path in (("create", "file"), ("modify", "file"), ("close_write", "file"), ("create", "end"))
-    ]
+def conceive(directory: Path) -> None:
+    """Return when there is a replayer, which keeps what it inherits if it is not older than the mount."""
+    (directory / "conceive").touch()
+    await_condition((directory / "born").exists)
 
 
-def test_no_child_keeps_the_mount_of_a_daemon_that_is_killed(slow_to_be_born: Mount) -> None:
-    slow_to_be_born.stop(signal.SIGKILL)
+def test_no_child_puts_off_the_close_of_a_file(
+    directory: Path, slow_births: Mount, watching: Callable[..., Watch]
+) -> None:
+    watch = watching(slow_births.mountpoint, "--kinds", "close_write,rename")
+    with (slow_births.mountpoint / "file").open("w"):
+        conceive(directory)
+    (directory / "go").touch()
+    with onlooking(slow_births) as onlooker:
+        onlooker.events()  # which the replayer makes: it has closed everything
+    (slow_births.mountpoint / "file").rename(slow_births.mountpoint / "end")
+    assert [(one["kind"], one["origin"], one["pid"]) for one in watch.until("end")] == [
+        ("close_write", "local", os.getpid()), ("rename", "local", os.getpid())
+    ]  # fmt: skip
+
+
+def test_no_child_keeps_the_mount_of_a_daemon_that_is_killed(directory: Path, slow_births: Mount) -> None:
+    conceive(directory)
+    slow_births.stop(signal.SIGKILL)
     looked = subprocess.run(
-        ["stat", str(slow_to_be_born.mountpoint)], capture_output=True, text=True, timeout=PATIENCE, check=False
+        ["stat", str(slow_births.mountpoint)], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert os.strerror(errno.ENOTCONN) in looked.stderr
 
