@@ -4,7 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -14,7 +14,7 @@ import trio
 import trio.testing
 from inotify_simple import INotify, flags
 
-from fusenotify import onlookers, procmarks
+from fusenotify import backlog, onlookers, procmarks
 from fusenotify.backlog import Backlog
 from fusenotify.events import CREATE, EventRecord
 from fusenotify.onlookers import Onlookers
@@ -251,7 +251,7 @@ class Told:
     def follow(self, records: Sequence[EventRecord], stamp: int) -> None:
         self.paths += [record.path for record in records]
 
-    def ignore(self, records: Sequence[EventRecord]) -> None:
+    def ignore(self, records: Iterable[EventRecord]) -> None:
         self.ignored += [record.path for record in records]
 
     def tell(self, path: bytes) -> None:
@@ -273,6 +273,21 @@ async def test_what_nobody_can_have_expected_is_dropped(mount: Mount, monkeypatc
             assert told.paths == [b"b"]  # it may have been watched by then
             told.tell(b"c")
             assert told.paths == [b"b", b"c"]
+
+
+async def test_a_storm_that_nobody_watches_is_dropped(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next look is due in a long time only, and would come too late."""
+    monkeypatch.setattr(onlookers, "_SHARE_UNWATCHED", 1e9)
+    async with looking(mount, monkeypatch) as found:
+        told = Told(found)
+        await found.settled(found.stamp)
+        for _ in range(3):
+            stamp = found.stamp
+            for number in range(backlog._MANY_HELD + 1):
+                told.tell(b"%d" % number)
+            await found.settled(stamp)
+        assert told.paths == []
+        assert len(told.ignored) == 3 * (backlog._MANY_HELD + 1)
 
 
 async def test_paths_that_become_wrong_are_passed_on(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:

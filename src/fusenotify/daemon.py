@@ -59,8 +59,14 @@ class Daemon:
             rules=JournalRules(options.exclusive, options.strict_journal),
             on_loop=self._changes.on_loop,
         )
-        is_anyone_listening = (lambda: len(export.groups) > 0) if native == "off" else (lambda: True)
-        recorder = Recorder(export.watcher, export.hearing, self._changes, is_anyone_listening, export.groups.uses)
+        recorder = Recorder(
+            export.watcher,
+            export.hearing,
+            self._changes,
+            lambda: len(export.groups) > 0,
+            export.groups.uses,
+            is_replaying=native != "off",
+        )
         self._nodes = Nodes(export.backing, export.table, recorder, export.store, export.whereabouts)
         stack.callback(self._nodes.close)
         rights = Rights()

@@ -56,6 +56,7 @@ class Onlookers:
         self._watched: frozenset[int] = frozenset()
         self._is_everything = False
         self._asked = trio.Event()
+        self._hurried = trio.Event()
         self._look_ended = trio.Event()
         self._not_before = 0.0
         self._old_at = 0.0
@@ -122,8 +123,13 @@ class Onlookers:
                 self._take(frozenset(), True, reason, _PAUSE)
                 await trio.sleep(_PAUSE)
 
+    def hurry(self) -> None:
+        """Look as soon as that is possible, if a look is asked for."""
+        self._hurried.set()
+
     def _begin(self) -> None:
         self._asked = trio.Event()
+        self._hurried = trio.Event()
         self.stamp += 1
 
     async def _end(self) -> None:
@@ -133,7 +139,9 @@ class Onlookers:
 
     async def _look(self, program: "_Program", minor: int) -> None:
         await self._asked.wait()
-        await trio.sleep_until(self._not_before)
+        if trio.current_time() < self._not_before:
+            with trio.move_on_at(self._not_before):
+                await self._hurried.wait()
         self._begin()
         seconds, is_everything, hidden, nodeids = await program.look(minor)
         reason = _TO_ONLOOKERS
