@@ -14,7 +14,7 @@ from fusenotify.planning import Planner
 
 _MOST_HELD: Final = 1 << 13  # events: what is held is worked through at once when a directory moves
 _MANY_HELD: Final = 1 << 12  # so many are worth a look that would come later
-_Held = tuple[Sequence[EventRecord], int]  # a batch, and the stamp of when it was told
+_Held = tuple[list[EventRecord], int]  # events, and the stamp of when they were told
 
 
 class Backlog:
@@ -31,9 +31,14 @@ class Backlog:
     def follow(self, records: Sequence[EventRecord]) -> None:
         """Take what is told."""
         stamp = self._onlookers.stamp
-        self._held.append((records, stamp))
         self._n_held += len(records)
-        if self._n_held > _MOST_HELD or self._onlookers.is_nobody(stamp) is False:
+        if self._held and self._held[-1][1] == stamp:  # the next look has been asked for, and answers for these too
+            self._held[-1][0].extend(records)
+        else:
+            self._held.append((list(records), stamp))
+            if self._onlookers.is_nobody(stamp) is False:
+                self.release()
+        if self._n_held > _MOST_HELD:
             self.release()
         elif self._n_held > _MANY_HELD:
             self._onlookers.hurry()
