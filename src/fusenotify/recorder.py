@@ -34,7 +34,11 @@ class Recorder:
         *,
         is_replaying: bool,
     ) -> None:
-        """Wire it up; with `is_replaying` operations are noted also while no group listens, and without the process."""
+        """Wire it up.
+
+        Where changes are replayed, operations are noted also while no group listens, lest they be taken for remote ones;
+        which process makes them nobody wants to know then.
+        """
         self.on_operation: Callable[[LocalOperation], None] = lambda _: None
         self._uses = uses
         self._watcher = watcher
