@@ -36,8 +36,8 @@ class Recorder:
     ) -> None:
         """Wire it up.
 
-        Where changes are replayed, operations are noted also while no group listens, lest they be taken for remote ones;
-        which process makes them nobody wants to know then.
+        Where changes are replayed, operations are noted also while no group listens, lest they be replayed too; which
+        process makes them nobody wants to know then.
         """
         self.on_operation: Callable[[LocalOperation], None] = lambda _: None
         self._uses = uses
