@@ -4,7 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
@@ -14,7 +14,7 @@ import trio
 import trio.testing
 from inotify_simple import INotify, flags
 
-from fusenotify import onlookers, procmarks
+from fusenotify import backlog, onlookers, procmarks
 from fusenotify.backlog import Backlog
 from fusenotify.events import CREATE, EventRecord
 from fusenotify.onlookers import Onlookers
@@ -110,7 +110,7 @@ def test_the_daemon_and_its_groups_are_no_onlookers(mount: Mount, watching: Call
 
 
 def test_the_program_answers_and_ends_with_its_input(mount: Mount) -> None:
-    command = [sys.executable, "-I", "-S", procmarks.__file__, str(minor_of(mount)), str(mount.pid)]
+    command = [sys.executable, "-I", "-S", procmarks.__file__, str(mount.pid)]
     with (
         INotify() as inotify,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as program,
@@ -118,7 +118,7 @@ def test_the_program_answers_and_ends_with_its_input(mount: Mount) -> None:
         assert program.stdin is not None
         assert program.stdout is not None
         for expected in (0, 1):
-            program.stdin.write(b"?")
+            program.stdin.write(procmarks.REQUEST.pack(minor_of(mount)))
             _, is_everything, _, count = procmarks.HEADER.unpack(program.stdout.read(procmarks.HEADER.size))
             assert (is_everything, count) == (0, expected)
             assert program.stdout.read(8 * count) == (b"", (1).to_bytes(8, sys.byteorder))[expected]
@@ -135,7 +135,7 @@ async def looking(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     """Onlookers that look, also on a machine on which a process cannot be looked at."""
     monkeypatch.setattr(onlookers, "what_hides_processes", lambda: "")
     found = Onlookers("auto", [mount.pid, 1])
-    async with trio.open_nursery() as nursery:
+    async with found.prepared(), trio.open_nursery() as nursery:
         nursery.start_soon(found.run, f"0:{minor_of(mount)}")
         with trio.fail_after(PATIENCE):
             yield found
@@ -187,7 +187,7 @@ async def test_nobody_looks_while_nothing_changes(mount: Mount, monkeypatch: pyt
 async def test_a_process_that_cannot_be_looked_at_may_watch_everything(
     mount: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def hidden(_: object) -> tuple[float, bool, int, frozenset[int]]:
+    async def hidden(*_: object) -> tuple[float, bool, int, frozenset[int]]:
         return 0.0, False, 2, frozenset()
 
     monkeypatch.setattr(onlookers._Program, "look", hidden)
@@ -204,10 +204,10 @@ async def test_another_program_looks_when_one_has_failed(mount: Mount, monkeypat
     look = onlookers._Program.look
     looks = iter([EOFError("it has ended")])
 
-    async def fail_once(program: onlookers._Program) -> tuple[float, bool, int, frozenset[int]]:
+    async def fail_once(program: onlookers._Program, minor: int) -> tuple[float, bool, int, frozenset[int]]:
         for error in looks:
             raise error
-        return await look(program)
+        return await look(program, minor)
 
     monkeypatch.setattr(onlookers._Program, "look", fail_once)
     async with looking(mount, monkeypatch) as found:
@@ -251,7 +251,7 @@ class Told:
     def follow(self, records: Sequence[EventRecord], stamp: int) -> None:
         self.paths += [record.path for record in records]
 
-    def ignore(self, records: Sequence[EventRecord]) -> None:
+    def ignore(self, records: Iterable[EventRecord]) -> None:
         self.ignored += [record.path for record in records]
 
     def tell(self, path: bytes) -> None:
@@ -273,6 +273,21 @@ async def test_what_nobody_can_have_expected_is_dropped(mount: Mount, monkeypatc
             assert told.paths == [b"b"]  # it may have been watched by then
             told.tell(b"c")
             assert told.paths == [b"b", b"c"]
+
+
+async def test_a_storm_that_nobody_watches_is_dropped(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next look is due in a long time only, and would come too late."""
+    monkeypatch.setattr(onlookers, "_SHARE_UNWATCHED", 1e9)
+    async with looking(mount, monkeypatch) as found:
+        told = Told(found)
+        await found.settled(found.stamp)
+        for _ in range(3):
+            stamp = found.stamp
+            for number in range(backlog._MANY_HELD + 1):
+                told.tell(b"%d" % number)
+            await found.settled(stamp)
+        assert told.paths == []
+        assert len(told.ignored) == 3 * (backlog._MANY_HELD + 1)
 
 
 async def test_paths_that_become_wrong_are_passed_on(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 import stat
 
+import pytest
+
 from fusenotify import events
 from fusenotify.dentries import Dentries
 from fusenotify.echoes import STILL_OPEN, Expectation, LocalOperation, Name
@@ -139,6 +141,18 @@ def test_what_is_too_much_falls_back_and_is_taken_note_of() -> None:
     assert followed.counts.fell_back == 1
     assert list(followed.table.entries.at(_ROOT, b"b")) == [old]
     assert not followed.table.entries.at(_ROOT, b"a")
+
+
+def test_of_what_nobody_watches_only_known_names_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    followed = Followed()
+    entries, old = followed.table.entries, followed.file(7, b"a")
+    ignore = followed.planner.ignore
+    ignore([EventRecord(1, 0, events.RENAME, 0, b"d/b", b"a")])
+    assert (list(entries.at(_BELOW, b"b")), list(entries.at(_ROOT, b"a"))) == ([old], [])
+    ignore([EventRecord(1, 0, events.RENAME, 0, b"d/b", b"unknown"), EventRecord(2, 0, events.DELETE, 0, b"d/b")])
+    assert not old.entries
+    monkeypatch.delattr(Planner, "_places")
+    ignore([EventRecord(3, 0, events.DELETE, 0, b"d/b"), EventRecord(4, 0, events.RENAME, 0, b"x/b", b"d/c")])
 
 
 def test_a_name_has_had_several_nodes() -> None:

@@ -12,12 +12,23 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
+import pyfuse3
 import pytest
+import trio
+import trio.testing
 
-from fusenotify import _linux
+from fusenotify import _linux, events, operations
+from fusenotify.attributes import answer_of
+from fusenotify.operations import Operations, Served
+from fusenotify.plans import Place
+from fusenotify.replay import Replay
+from fusenotify.status import Replays
 from tests.harness import PATIENCE, Mount, Watch, mounted, patched, run
 from tests.onlooker import Onlooker, onlooking, tree_of
+from tests.test_plans import Followed
 
 _FD = -100  # AT_FDCWD
 
@@ -412,9 +423,6 @@ def test_nothing_behind_the_mount_changes_by_a_replay(mount: Mount, onlooker: On
 
 def test_nobody_else_is_taken_for_a_replayer(mount: Mount, onlooker: Onlooker) -> None:
     onlooker.events()
-    words = Path(f"/proc/{replayer_of(mount)}/cmdline").read_bytes().split(b"\0")
-    (outside,) = [word for word in words if word.startswith(b".fusenotify-")]
-    assert not (mount.mountpoint / os.fsdecode(outside)).exists()
     with storm(mount.source):
         for number in range(100):
             path = mount.mountpoint / f"local{number}"
@@ -558,3 +566,84 @@ def test_native_delivery_can_be_off(directory: Path) -> None:
             assert program.stdout.readline() == "['local']\n"
         assert replays(mount) == {"delivered": 0, "fell_back": 0, "stuck": 0}
         assert json.loads(run("status", mount.mountpoint, "--json").stdout)["native"] == "off"
+
+
+# --- attributes that the kernel takes from a replay ------------------------------------------------------------------
+
+
+class Taking:
+    """A file that a replayer tells the kernel of, and operations that others ask about it, without a mount."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        fd, followed = file.fileno(), Followed()
+        node = followed.file(7, b"file")
+        followed.pending.add(events.MODIFY, 0, Place(followed.root, b"file"), None)
+        nodes: Any = SimpleNamespace(table=followed.table, descriptor=lambda _: contextlib.nullcontext(fd))
+        tree: Any = SimpleNamespace(getattr=lambda _: answer_of(node, os.fstat(fd)))
+        nothing: Any = SimpleNamespace(distant={}, hand_over=lambda: None)
+        replay = Replay(nodes, followed.pending, nothing, Replays())
+        (plan,) = replay.hand_out(1)
+        replay.employ(1, lambda: plan.number)
+        self._nodeid = pyfuse3.InodeT(node.nodeid)
+        self._operations = Operations(
+            Served(nodes, tree, nothing, nothing, nothing), nothing, nothing, nothing, nothing, replay
+        )
+
+    async def size(self, pid: int) -> int:
+        """Return the size that a process is told; the replayer's number is 1."""
+        context: Any = SimpleNamespace(pid=pid)
+        return (await self._operations.getattr(self._nodeid, context)).st_size
+
+    async def has_to_ask_again(self) -> bool:
+        """Return whether the replayer has to, as far as it is told."""
+        context: Any = SimpleNamespace(pid=1)
+        return bool((await self._operations.statfs(context)).f_files)
+
+
+@pytest.fixture
+def growing(directory: Path) -> Iterator[BinaryIO]:
+    """An empty file that grows by what is written to it."""
+    with open(directory / "file", "wb", buffering=0) as file:
+        yield file
+
+
+async def test_who_asks_for_what_a_replay_was_told_is_answered_at_once(
+    growing: BinaryIO, mock_clock: trio.testing.MockClock
+) -> None:
+    taking = Taking(growing)
+    assert await taking.size(1) == 0
+    assert await taking.size(2) == 0  # no time passes
+    assert not await taking.has_to_ask_again()
+    growing.write(b"x")
+    assert await taking.size(2) == 1  # it is over
+
+
+async def test_who_asks_for_what_has_changed_since_waits_for_the_replay(
+    growing: BinaryIO, mock_clock: trio.testing.MockClock
+) -> None:
+    taking = Taking(growing)
+    assert await taking.size(1) == 0
+    growing.write(b"x")
+    told: list[int] = []
+
+    async def ask() -> None:
+        told.append(await taking.size(2))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await taking.has_to_ask_again()
+        assert await taking.size(1) == 1
+        await trio.testing.wait_all_tasks_blocked()
+        assert told == []  # the kernel has not taken it yet
+        assert not await taking.has_to_ask_again()
+    assert told == [1]
+
+
+async def test_nobody_waits_for_a_replay_for_long(growing: BinaryIO, autojump_clock: trio.testing.MockClock) -> None:
+    taking = Taking(growing)
+    assert await taking.size(1) == 0
+    growing.write(b"x")
+    begin = trio.current_time()
+    assert await taking.size(2) == 1
+    assert trio.current_time() == begin + operations._OVERTAKING_PATIENCE

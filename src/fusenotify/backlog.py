@@ -4,7 +4,7 @@ Mostly nobody does, and then a change must cost next to nothing: a batch of even
 thrown away at the end of the next look.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Final
 
@@ -13,7 +13,8 @@ from fusenotify.onlookers import Onlookers
 from fusenotify.planning import Planner
 
 _MOST_HELD: Final = 1 << 13  # events: what is held is worked through at once when a directory moves
-_Held = tuple[Sequence[EventRecord], int]  # a batch, and the stamp of when it was told
+_MANY_HELD: Final = 1 << 12  # so many are worth a look that would come later
+_Held = tuple[list[EventRecord], int]  # events, and the stamp of when they were told
 
 
 class Backlog:
@@ -30,10 +31,17 @@ class Backlog:
     def follow(self, records: Sequence[EventRecord]) -> None:
         """Take what is told."""
         stamp = self._onlookers.stamp
-        self._held.append((records, stamp))
         self._n_held += len(records)
-        if self._n_held > _MOST_HELD or self._onlookers.is_nobody(stamp) is False:
+        if self._held and self._held[-1][1] == stamp:  # the next look has been asked for, and answers for these too
+            self._held[-1][0].extend(records)
+        else:
+            self._held.append((list(records), stamp))
+            if self._onlookers.is_nobody(stamp) is False:
+                self.release()
+        if self._n_held > _MOST_HELD:
             self.release()
+        elif self._n_held > _MANY_HELD:
+            self._onlookers.hurry()
 
     def release(self) -> None:
         """Pass on everything: who watches is to be found out of each event, and paths may be about to become wrong."""
@@ -41,7 +49,7 @@ class Backlog:
         self._n_held = 0
         if held:
             # At once, as what was done through the mount since may have overtaken what comes before it.
-            self._planner.follow(_joined(held), held[-1][1])
+            self._planner.follow(list(_each(held)), held[-1][1])
 
     def _sift(self) -> None:
         """Drop what was told before a look that has shown nobody; pass everything on if there is somebody."""
@@ -49,10 +57,10 @@ class Backlog:
             self.release()
             return
         unexpected = [one for one in self._held if self._onlookers.is_nobody(one[1])]
-        self._planner.ignore(_joined(unexpected))
+        self._planner.ignore(_each(unexpected))
         self._held = self._held[len(unexpected) :]
         self._n_held = sum(len(records) for records, _ in self._held)
 
 
-def _joined(held: Iterable[_Held]) -> list[EventRecord]:
-    return list(chain.from_iterable(records for records, _ in held))
+def _each(held: Iterable[_Held]) -> Iterator[EventRecord]:
+    return chain.from_iterable(records for records, _ in held)

@@ -4,7 +4,7 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import pyfuse3
 import trio
@@ -59,8 +59,14 @@ class Daemon:
             rules=JournalRules(options.exclusive, options.strict_journal),
             on_loop=self._changes.on_loop,
         )
-        is_anyone_listening = (lambda: len(export.groups) > 0) if native == "off" else (lambda: True)
-        recorder = Recorder(export.watcher, export.hearing, self._changes, is_anyone_listening, export.groups.uses)
+        recorder = Recorder(
+            export.watcher,
+            export.hearing,
+            self._changes,
+            lambda: len(export.groups) > 0,
+            export.groups.uses,
+            is_replaying=native != "off",
+        )
         self._nodes = Nodes(export.backing, export.table, recorder, export.store, export.whereabouts)
         stack.callback(self._nodes.close)
         rights = Rights()
@@ -91,10 +97,11 @@ class Daemon:
         Raises:
             EnvironmentProblem: the tree cannot be watched or mounted.
         """
-        await self._export.crawl()
-        async with opened(listening) as listeners:
-            fuse_fd = mounting.mount_fuse(self._target, self._options)
-            await self._serve(fuse_fd, FuseLoop(fuse_fd), listeners, on_ready)
+        async with self._replaying.prepared() if self._export.native != "off" else nullcontext():
+            await self._export.crawl()
+            async with opened(listening) as listeners:
+                fuse_fd = mounting.mount_fuse(self._target, self._options)
+                await self._serve(fuse_fd, FuseLoop(fuse_fd), listeners, on_ready)
 
     async def _serve(self, fuse_fd: int, loop: FuseLoop, listeners: Sequence[Listener], on_ready: OnReady) -> None:
         services = self._export.services(quiet=functools.partial(loop.quiet, self._mountpoint))

@@ -32,6 +32,10 @@ class Dentries(Generic[N]):
         """Whether there is any."""
         return bool(self._nodes)
 
+    def __contains__(self, entry: Entry) -> bool:
+        """Whether a name stands for anything."""
+        return entry in self._nodes
+
     def at(self, directory: InodeKey, name: bytes) -> Sequence[N]:
         """Return what a name stands for and, before that, stood for until it went unheard."""
         return self._nodes.get((directory, name), ())

@@ -51,10 +51,12 @@ class Onlookers:
         self._left_out = tuple(left_out)
         self.stamp = 0
         self.on_look: Callable[[], None] = lambda: None
+        self._program: _Program | None = None
         self._finished = 0  # the stamp of the last look that has ended
         self._watched: frozenset[int] = frozenset()
         self._is_everything = False
         self._asked = trio.Event()
+        self._hurried = trio.Event()
         self._look_ended = trio.Event()
         self._not_before = 0.0
         self._old_at = 0.0
@@ -95,33 +97,53 @@ class Onlookers:
             self._asked.set()
             await self._look_ended.wait()
 
-    async def run(self, device: str) -> None:
-        """Look whenever it is asked for, until this is cancelled; `device` is the mount's in mountinfo, 0:NUMBER.
+    @contextlib.asynccontextmanager
+    async def prepared(self) -> AsyncIterator[None]:
+        """Have the process there that looks (`Replaying.prepared` says why so early)."""
+        try:
+            if not self._is_blind:
+                with contextlib.suppress(OSError):  # `run` tries again, and tells
+                    self._program = await _Program.start(self._left_out)
+            yield
+        finally:
+            await self._end()
 
-        The process is started at once, not with the first change: until it executes its program it holds a copy of
-        every open file, and so puts off the last close of one that an operation closes meanwhile.
-        """
+    async def run(self, device: str) -> None:
+        """Look whenever it is asked for, until this is cancelled; `device` is the mount's in mountinfo, 0:NUMBER."""
         minor = int(device.partition(":")[2])
         while not self._is_blind:
             try:
-                async with _program(minor, self._left_out) as program:
-                    while True:
-                        await self._look(program)
+                program = self._program = self._program or await _Program.start(self._left_out)
+                while True:
+                    await self._look(program, minor)
             except (OSError, trio.BrokenResourceError, EOFError) as error:
+                await self._end()
                 self._begin()
                 reason = f"to all: the process that looks for watches has failed: {error!r}"
                 self._take(frozenset(), True, reason, _PAUSE)
                 await trio.sleep(_PAUSE)
 
+    def hurry(self) -> None:
+        """Look as soon as that is possible, if a look is asked for."""
+        self._hurried.set()
+
     def _begin(self) -> None:
         self._asked = trio.Event()
+        self._hurried = trio.Event()
         self.stamp += 1
 
-    async def _look(self, program: "_Program") -> None:
+    async def _end(self) -> None:
+        if self._program is not None:
+            await self._program.end()
+            self._program = None
+
+    async def _look(self, program: "_Program", minor: int) -> None:
         await self._asked.wait()
-        await trio.sleep_until(self._not_before)
+        if trio.current_time() < self._not_before:
+            with trio.move_on_at(self._not_before):
+                await self._hurried.wait()
         self._begin()
-        seconds, is_everything, hidden, nodeids = await program.look()
+        seconds, is_everything, hidden, nodeids = await program.look(minor)
         reason = _TO_ONLOOKERS
         if hidden:
             reason = f"to all: {hidden} processes do not let themselves be looked at"
@@ -161,17 +183,31 @@ class _Program:
     def __init__(self, process: trio.Process) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
+        self._process = process
         self._requests = process.stdin
         self._answers = process.stdout
         self._buffer = bytearray()
 
-    async def look(self) -> tuple[float, bool, int, frozenset[int]]:
+    @classmethod
+    async def start(cls, left_out: Iterable[int]) -> "_Program":
+        command = [sys.executable, "-I", "-S", procmarks.__file__, *map(str, left_out)]
+        pipe = subprocess.PIPE
+        return cls(await trio.lowlevel.open_process(command, stdin=pipe, stdout=pipe, cwd="/", start_new_session=True))
+
+    async def end(self) -> None:
+        self._process.kill()  # it has nothing to lose
+        with trio.CancelScope(shield=True):
+            await self._process.wait()
+            await self._requests.aclose()
+            await self._answers.aclose()
+
+    async def look(self, minor: int) -> tuple[float, bool, int, frozenset[int]]:
         """Return how long a look took (seconds), whether everything is watched, how many processes hide, and nodeids.
 
         Raises:
             EOFError, trio.BrokenResourceError: it has ended.
         """
-        await self._requests.send_all(b"?")
+        await self._requests.send_all(procmarks.REQUEST.pack(minor))
         header = procmarks.HEADER
         seconds, is_everything, hidden, count = header.unpack(await self._read(header.size))
         nodeids = array("Q", await self._read(8 * count))
@@ -186,20 +222,3 @@ class _Program:
         data = bytes(self._buffer[:size])
         del self._buffer[:size]
         return data
-
-
-@contextlib.asynccontextmanager
-async def _program(minor: int, left_out: Iterable[int]) -> AsyncIterator[_Program]:
-    command = [sys.executable, "-I", "-S", procmarks.__file__, *map(str, (minor, *left_out))]
-    process = await trio.lowlevel.open_process(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", start_new_session=True
-    )
-    try:
-        yield _Program(process)
-    finally:
-        process.kill()  # it has nothing to lose
-        with trio.CancelScope(shield=True):
-            await process.wait()
-            for pipe in (process.stdin, process.stdout):
-                assert pipe is not None
-                await pipe.aclose()

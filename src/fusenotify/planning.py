@@ -17,6 +17,7 @@ from fusenotify.status import Replays
 from fusenotify.tree import ROOT_PATH, Directory, Tree
 
 _OF_NAMES = events.CREATE | events.DELETE | events.RENAME
+_LEAVING = events.DELETE | events.RENAME
 _KEPT = IS_DIR | EXCHANGE | OTHER_IS_DIR
 
 
@@ -90,13 +91,15 @@ class Planner:
         if self._pending:
             self.on_plan()
 
-    def ignore(self, records: Sequence[EventRecord]) -> None:
-        """Take note of what was told while nobody watched anything."""
+    def ignore(self, records: Iterable[EventRecord]) -> None:
+        """Take note of what was told while nobody watched anything: only of names that the kernel knows."""
         if not self._table.entries:
             return
         directories: dict[bytes, Directory | None] = {}
         for record in records:
-            if record.kind & (events.DELETE | events.RENAME) and not record.flags & LOCAL:
+            if not record.kind & _LEAVING or record.flags & LOCAL:
+                continue
+            if self._is_known(record.path, directories) or self._is_known(record.old_path, directories):
                 self._skip(record.kind, record.flags, *self._places(record, directories))
 
     def _moves(
@@ -175,17 +178,26 @@ class Planner:
             return self._place(record.path, directories), None
         return self._place(record.old_path, directories), self._place(record.path, directories)
 
+    def _is_known(self, path: bytes | None, directories: dict[bytes, Directory | None]) -> bool:
+        """Whether the kernel knows a name: the least that can be asked of each event while nobody watches."""
+        if path is None:
+            return False
+        directory, _, name = self._split(path, directories)
+        return directory is not None and (directory.key, name) in self._table.entries
+
     def _place(self, path: bytes | None, directories: dict[bytes, Directory | None]) -> Place | None:
         if path is None:
             return None
-        above, _, name = path.rpartition(b"/")
-        if path == ROOT_PATH:
-            name = b""  # the root itself
-        if above not in directories:
-            directories[above] = self._tree.find(above)
-        directory = directories[above]
+        directory, way, name = self._split(path, directories)
         node = self._node_of(directory) if directory is not None else None
-        return Place(node, name, above) if node is not None else None
+        return Place(node, b"" if path == ROOT_PATH else name, way) if node is not None else None
+
+    def _split(self, path: bytes, directories: dict[bytes, Directory | None]) -> tuple[Directory | None, bytes, bytes]:
+        """Return the directory of a path, its path and the name; `directories` are those found already."""
+        way, _, name = path.rpartition(b"/")
+        if way not in directories:
+            directories[way] = self._tree.find(way)
+        return directories[way], way, name
 
     def _node_of(self, directory: Directory) -> Node | None:
         """Return the node of a directory, None while the kernel holds none."""

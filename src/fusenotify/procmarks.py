@@ -1,6 +1,6 @@
 """Looks through /proc for who watches a filesystem by inotify or fanotify: a program of its own.
 
-It is started as `python -I -S procmarks.py MINOR PID...`, looks whenever it gets a byte on its standard input, and ends
+It is started as `python -I -S procmarks.py PID...`, looks whenever it gets a `REQUEST` on its standard input, and ends
 with that. A thread of the daemon would have to take turns with its interpreter for each of thousands of system calls.
 It touches nothing but /proc: no access to the mount, which is answered by a daemon that may be waiting for us.
 """
@@ -11,9 +11,10 @@ import struct
 import sys
 import time
 from array import array
-from collections.abc import Iterator
 from contextlib import suppress
 
+# Which filesystem to look for: the one whose device is 0:MINOR.
+REQUEST = struct.Struct("=I")
 # An answer begins with this: seconds that it took, whether everything is watched (by a mark on the filesystem or on a
 # mount), how many processes did not let themselves be looked at, how many nodeids follow (64 bits each).
 HEADER = struct.Struct("=dBII")
@@ -103,24 +104,23 @@ def _nodeid(fields: dict[bytes, bytes]) -> int | None:
     return int(high) << 32 | int(low)
 
 
-def looks(minor: int, left_out: frozenset[int]) -> Iterator[bytes]:
-    """Yield one answer after the other, each of a new look."""
-    while True:
-        began = time.perf_counter()
-        looker = Looker(minor, left_out)
-        looker.look()
-        found = array("Q", looker.nodeids)
-        header = HEADER.pack(time.perf_counter() - began, looker.is_everything, looker.hidden, len(found))
-        yield header + found.tobytes()
+def looked(minor: int, left_out: frozenset[int]) -> bytes:
+    """Return the answer that a look gives."""
+    began = time.perf_counter()
+    looker = Looker(minor, left_out)
+    looker.look()
+    found = array("Q", looker.nodeids)
+    header = HEADER.pack(time.perf_counter() - began, looker.is_everything, looker.hidden, len(found))
+    return header + found.tobytes()
 
 
 def main() -> None:
-    """Answer every byte on the standard input with what a look shows that begins then."""
-    minor, *left_out = map(int, sys.argv[1:])
-    answers = looks(minor, frozenset((os.getpid(), *left_out)))
+    """Answer every request on the standard input with what a look shows that begins then."""
+    left_out = frozenset((os.getpid(), *map(int, sys.argv[1:])))
     with suppress(BrokenPipeError):  # who asked may be killed at any time
-        while os.read(0, 1):
-            answer = next(answers)
+        while request := os.read(0, REQUEST.size):
+            (minor,) = REQUEST.unpack(request)
+            answer = looked(minor, left_out)
             while answer:
                 answer = answer[os.write(1, answer) :]
 

@@ -31,13 +31,21 @@ class Recorder:
         changes: Changes,
         is_anyone_listening: Callable[[], bool],
         uses: AskedUses,
+        *,
+        is_replaying: bool,
     ) -> None:
+        """Wire it up.
+
+        Where changes are replayed, operations are noted also while no group listens, lest they be replayed too; which
+        process makes them nobody wants to know then.
+        """
         self.on_operation: Callable[[LocalOperation], None] = lambda _: None
         self._uses = uses
         self._watcher = watcher
         self._hearing = hearing
         self._changes = changes
         self._is_anyone_listening = is_anyone_listening
+        self._is_replaying = is_replaying
         self._noted: list[Expectation] = []  # of the operation that is being carried out
 
     @contextlib.contextmanager
@@ -52,7 +60,7 @@ class Recorder:
         what has an echo is its echo, and what has none is not told.
         """
         self._noted = []
-        if not self._is_anyone_listening():
+        if not self._is_replaying and not self._is_anyone_listening():
             with self._changes.slow_calls():
                 yield expectations
             return

@@ -65,6 +65,7 @@ class Replay:
     def __init__(self, nodes: Nodes, pending: Pending, subjects: Subjects, counts: Replays) -> None:
         self.pids: set[int] = set()
         self.is_covered: Callable[[], bool] = lambda: False
+        # By chance, so that nothing has it already. It is no secret: to anybody but a replayer there is no such name.
         self.outside = b".fusenotify-" + secrets.token_hex(16).encode()
         self._nodes = nodes
         self._table = nodes.table

@@ -33,6 +33,7 @@ _HANDLE: Final = struct.Struct("=3I")
 # What to do, file type, number; twice: nodeid of a directory (0: outside of the tree), generation, length of the name.
 _ORDER: Final = struct.Struct("=BIQQIIQII")
 _LENGTH: Final = struct.Struct("=I")  # of a message
+_PLACE: Final = struct.Struct("=QI")  # number of the mount (0: a descriptor of a clone goes with it), length of a name
 _NUMBER: Final = struct.Struct("=Q")
 _ERROR: Final = struct.Struct("=i")
 _UNKNOWN: Final = -1
@@ -158,32 +159,43 @@ class Progress:
         self._memory.close()
 
 
-def command(root: "Root", channel_fd: int, progress_fd: int, outside: bytes) -> list[str]:
+def command(channel_fd: int, progress_fd: int) -> list[str]:
     """Return the command that starts a replayer.
 
     Args:
-        root: how the root of the mount is reached.
-        channel_fd: where orders come from, message by message.
+        channel_fd: where messages come from: the `introduction`, then orders.
         progress_fd: of `Progress`.
-        outside: the name in the root of the directory that stands for everything outside of the tree.
     """
-    place = (str(root.fd), "") if isinstance(root, Clone) else (str(root.mount_id), root.mountpoint)
-    words = (str(channel_fd), str(progress_fd), os.fsdecode(outside), *place)
+    words = (str(channel_fd), str(progress_fd))
     return [sys.executable, "-I", "-S", "-c", _BEGINNING, os.path.dirname(__file__), *words]
 
 
-def main(channel: str, progress: str, outside: str, root: str, mountpoint: str) -> None:
+def introduction(root: "Root", outside: bytes) -> tuple[bytes, list[int]]:
+    """Return the first message: bytes, and the descriptors that go with them.
+
+    Args:
+        root: how the root of the mount is reached.
+        outside: the name in the root of the directory that stands for everything outside of the tree.
+    """
+    mount_id, mountpoint = (0, b"") if isinstance(root, Clone) else (root.mount_id, os.fsencode(root.mountpoint))
+    data = _PLACE.pack(mount_id, len(outside)) + outside + mountpoint
+    return _LENGTH.pack(len(data)) + data, [root.fd] if isinstance(root, Clone) else []
+
+
+def main(channel: str, progress: str) -> None:
     """Carry out orders until there is nobody to give them."""
     for ours in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # to the daemon's process group: it says when to end
         signal.signal(ours, signal.SIG_IGN)
-    place = Visible(int(root), mountpoint) if mountpoint else Clone(int(root))
-    worker = _Worker(place, os.fsencode(outside))
     shared = Progress(int(progress))
     with (
         socket.socket(fileno=int(channel)) as answers,
         suppress(ConnectionError),
     ):  # the daemon may be killed at any time
-        while orders := _received(answers):
+        first, fds = _received(answers)
+        if not first:
+            return
+        worker = _introduced(first, fds)
+        while orders := _received(answers)[0]:
             for index, order in enumerate(_unpacked(orders)):
                 shared.begin(order.number)  # before its first system call: whose requests follow, the daemon sees here
                 shared.end(index, worker.do(order))
@@ -192,14 +204,21 @@ def main(channel: str, progress: str, outside: str, root: str, mountpoint: str) 
             answers.send(b".")
 
 
-def _received(channel: socket.socket) -> bytes:
-    """Return the next message, nothing when there is none, or only the beginning of one."""
-    header = channel.recv(_LENGTH.size, socket.MSG_WAITALL)
+def _received(channel: socket.socket) -> tuple[bytes, list[int]]:
+    """Return the next message and its descriptors, nothing when there is none, or only the beginning of one."""
+    header, fds, _, _ = socket.recv_fds(channel, _LENGTH.size, 1, socket.MSG_WAITALL)
     if len(header) < _LENGTH.size:
-        return b""
+        return b"", fds
     (length,) = _LENGTH.unpack(header)
     message = channel.recv(length, socket.MSG_WAITALL)
-    return message if len(message) == length else b""
+    return message if len(message) == length else b"", fds
+
+
+def _introduced(message: bytes, fds: list[int]) -> "_Worker":
+    mount_id, length = _PLACE.unpack_from(message)
+    end = _PLACE.size + length
+    root = Clone(*fds) if fds else Visible(mount_id, os.fsdecode(message[end:]))
+    return _Worker(root, message[_PLACE.size : end])
 
 
 class Clone:

@@ -1,5 +1,6 @@
 """Has plans carried out: starts the replayer, hands it its orders, and does without it where it is stuck."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -7,6 +8,8 @@ import select
 import socket
 import stat
 import subprocess
+from array import array
+from collections.abc import AsyncIterator
 from typing import Final
 
 import trio
@@ -56,7 +59,12 @@ class _Replayer:
         self.pid = process.pid
 
     @classmethod
-    async def start(cls, root: Root, outside: bytes) -> "_Replayer":
+    async def start(cls) -> "_Replayer":
+        """Start one, which can do nothing before it is introduced.
+
+        Raises:
+            OSError: no process, memory or descriptor is to be had.
+        """
         ours, theirs = socket.socketpair()
         channel = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         progress_fd = Progress.new_fd()
@@ -64,10 +72,10 @@ class _Replayer:
         try:
             # In a thread: what a new process closes first may be of a filesystem that is silent.
             process = await trio.lowlevel.open_process(
-                replayer.command(root, *fds, outside),
+                replayer.command(*fds),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=(*fds, root.fd) if isinstance(root, Clone) else fds,
+                pass_fds=fds,
                 cwd="/",
             )
             return cls(process, channel, Progress(progress_fd))
@@ -77,6 +85,16 @@ class _Replayer:
         finally:
             theirs.close()
             os.close(progress_fd)
+
+    async def introduce(self, root: Root, outside: bytes) -> None:
+        """Tell it where to work.
+
+        Raises:
+            OSError: it has ended.
+        """
+        message, fds = replayer.introduction(root, outside)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+        await self._channel.socket.sendmsg([message], rights)  # far less than a new channel has room for
 
     async def give(self, orders: bytes) -> None:
         """Have orders carried out.
@@ -168,6 +186,23 @@ class Replaying:
         self._buried = trio.Event()
         self._replayer: _Replayer | None = None
 
+    @contextlib.asynccontextmanager
+    async def prepared(self) -> AsyncIterator[None]:
+        """Have the processes there that native delivery takes: to be entered before anything is mounted.
+
+        Between its birth and the moment at which it has closed them a process has copies of our descriptors. What is
+        closed meanwhile is not closed for good, so its event comes late and is taken for somebody else's; and the
+        connection to the kernel, and with it the mount, would outlive us if we were killed. vfork(2), by which
+        `subprocess` starts them, keeps but one of our threads from going on.
+        """
+        try:
+            with contextlib.suppress(OSError):  # `run` tries again, and tells
+                self._replayer = await _Replayer.start()
+            async with self._onlookers.prepared():
+                yield
+        finally:
+            await self._end()
+
     async def run(self) -> None:
         """Replay until the mount has gone from its place.
 
@@ -210,7 +245,7 @@ class Replaying:
 
     async def _carry_out(self, root: Root, nursery: trio.Nursery) -> None:
         try:
-            await self._start(root)
+            await self._employ(root)
             while True:
                 self._work = trio.Event()
                 while plans := self._replay.hand_out(MOST_ORDERS):
@@ -221,8 +256,7 @@ class Replaying:
                         await self._carry_out_some(orders, root, nursery)
                 await self._work.wait()
         finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + _GRACE):
-                await self._end()
+            await self._end()
 
     async def _orders(self, plans: list[Plan]) -> list[tuple[Plan, Order]]:
         """Return the orders for some plans; those for which there are none are given up."""
@@ -241,21 +275,32 @@ class Replaying:
                 self._replay.finish(plan, error.errno or errno.EIO)
         return orders
 
-    async def _start(self, root: Root) -> _Replayer:
+    async def _employ(self, root: Root) -> _Replayer:
+        """Set a replayer to work: the one that is prepared, or a new one where that has gone.
+
+        A new one is born while files are open (see `prepared`). That is left as it is: it is seldom, and what is closed
+        within these microseconds is taken for a remote change at worst.
+        """
         while self._burials >= _MOST_STUCK:
             self._buried = trio.Event()
             await self._buried.wait()
-        while self._replayer is None:
+        worker = await self._introduced(root)
+        self._replay.employ(worker.pid, worker.progress.executing)
+        return worker
+
+    async def _introduced(self, root: Root) -> _Replayer:
+        while True:
             try:
-                self._replayer = await _Replayer.start(root, self._replay.outside)
-            except OSError as error:  # no process, memory or descriptor is to be had
+                worker = self._replayer = self._replayer or await _Replayer.start()
+                await worker.introduce(root, self._replay.outside)
+                return worker
+            except OSError as error:
                 log.warning("no replayer can be started: %s; it is tried again", error)
+                await self._end()
                 await trio.sleep(_RETRY)
-        self._replay.employ(self._replayer.pid, self._replayer.progress.executing)
-        return self._replayer
 
     async def _carry_out_some(self, orders: list[tuple[Plan, Order]], root: Root, nursery: trio.Nursery) -> None:
-        worker = self._replayer or await self._start(root)
+        worker = self._replayer or await self._employ(root)
         plans = [plan for plan, _ in orders]
         try:
             await worker.give(replayer.message([order for _, order in orders]))
@@ -284,9 +329,11 @@ class Replaying:
 
     async def _end(self) -> None:
         if self._replayer is not None:
+            worker, self._replayer = self._replayer, None
             self._replay.dismiss()
-            self._replayer.kill()
-            await self._replayer.ended()
+            worker.kill()
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _GRACE):
+                await worker.ended()
 
     def _order(self, plan: Plan) -> Order:
         if plan.kind == events.RENAME:

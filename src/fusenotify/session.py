@@ -33,7 +33,8 @@ _MOST_THREADS: Final = 1024
 _MOST_THREADS_OF_ONE: Final = 256
 # Makes requests on the mount. RELEASE may be behind: no more than 12 are in line at a time (`max_background`), and each
 # request lets so many more pass. It is a process of its own: a thread of ours that waits for our own answer would keep
-# the mount, and us, from ending when we are killed.
+# the mount, and us, from ending when we are killed. It is born while files are open, of which it has copies for some
+# microseconds (see `Replaying.prepared`), but only where somebody waits for the end of traffic that does not end.
 _MARKER: Final = "import os, sys\nfor _ in range(8): os.statvfs(sys.argv[1])"
 
 
