@@ -36,7 +36,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _RESERVED: Final = QUEUE_DIRECTORY.encode()
 _REPLAY_PATIENCE: Final = 1.0  # seconds that one gets before what a replayer asks of it is refused
-# Seconds that attributes wait for a replay at most: it may wait for who asks, as lseek(2) holds a lock meanwhile. That is
+# Seconds that attributes wait for a replay at most: it may wait for who asks, as lseek(2) holds a lock then. That is
 # rare, and on a busy machine a replay takes its time.
 _OVERTAKING_PATIENCE: Final = 0.2
 _LISTING_PATIENCE: Final = 0.2  # seconds that a filesystem gets to answer before it is listed unseen
