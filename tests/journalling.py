@@ -52,6 +52,7 @@ async def journalled(source: Path, state_dir: Path, *, is_exclusive: bool = Fals
         await export.crawl()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(export.hearing.run)
+            nursery.start_soon(export.journal.tend, export.hearing.caught_up)
             yield Journalled(export)
             await export.say_goodbye()
             nursery.cancel_scope.cancel()
@@ -125,7 +126,7 @@ def _above(path: bytes) -> Iterator[bytes]:
 
 
 class Workload:
-    """Random changes of a tree, each by one of its sides."""
+    """Random changes of a tree that hide from who compares sizes and times; those of `tests.workload` only cross."""
 
     def __init__(self, random: Random, *sides: Path) -> None:
         self._random = random

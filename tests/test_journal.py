@@ -1,6 +1,7 @@
 """What changed since a cursor: in one run, and over clean restarts."""
 
 import contextlib
+import functools
 import os
 import shutil
 import sqlite3
@@ -13,11 +14,14 @@ import pytest
 import trio
 
 from fusenotify import inventory, scribe
+from fusenotify.answering import Named, looked_at
+from fusenotify.backing import Backing, acting_as
 from fusenotify.database import FILE_NAME, Database
 from fusenotify.digest import Note
 from fusenotify.entries import Entries
 from fusenotify.errors import BadCursor, UsageError
 from fusenotify.events import EventRecord
+from fusenotify.filesystems import Filesystems
 from fusenotify.history import SOUND_NAME
 from fusenotify.identity import FileHandle
 from fusenotify.rows import DIRECTORY, RACY, ROOT_ID, UNSEEN
@@ -25,6 +29,7 @@ from fusenotify.store import NodeRow
 from tests.filesystems import filesystem
 from tests.harness import PATIENCE
 from tests.journalling import journalled, named
+from tests.ordinary import NOBODY
 
 
 async def test_changes_of_one_run(directory: Path) -> None:
@@ -284,6 +289,34 @@ async def test_names_that_were_not_looked_at_before_the_end(directory: Path, mon
         assert (await journal.since(cursor))[1]
 
 
+async def test_changes_that_a_comparison_saw_and_nothing_told_of(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before it is told of them, the daemon has rows that do not differ from what is there."""
+    source, state = directory / "source", directory / "state"
+    async with journalled(source, state) as journal:
+        (source / "file").touch()
+        await journal.cursor()
+    compare = scribe.Scribe._compare
+
+    def change_and_compare(self: scribe.Scribe) -> None:
+        (source / "file").write_text("changed")
+        time.sleep(2 * RACY / 1e9)  # what is looked at right after its time of change is in doubt anyway
+        compare(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scribe.Scribe, "_compare", change_and_compare)
+        patch.setattr(scribe.Scribe, "follow", lambda *_: None)
+        async with journalled(source, state) as journal:
+            await journal.export.journal.cursor()
+            cursor = journal.export.journal._history.cursor_at(0)
+            shutil.copytree(state, directory / "killed")
+    async with journalled(source, directory / "killed") as journal:
+        changes, fresh = await journal.since(cursor)
+        assert not fresh
+        assert (b"file", True) in named(changes)
+
+
 async def test_an_older_database_is_brought_up_to_date(directory: Path) -> None:
     """One of version 1 knows of nodes only."""
     source, state = directory / "source", directory / "state"
@@ -338,6 +371,27 @@ async def test_an_exclusive_tree_is_compared_where_something_may_have_changed(di
         changes, fresh = await journal.since(cursor)
         assert not fresh
         assert named(changes) == {(b"a/file", True), (b"a/new", True), (b"a/new/below", True)}
+
+
+def test_what_cannot_be_seen_is_not_gone(directory: Path) -> None:
+    directory.chmod(0o755)
+    for name in ("closed", "open"):
+        (directory / name).mkdir()
+        (directory / name / "file").touch()
+    (directory / "link").symlink_to("open")
+    with contextlib.closing(Backing(str(directory))) as backing:
+        (directory / "closed").chmod(0o700)
+        look = functools.partial(looked_at, backing, Filesystems(str(directory)), lambda *_: "handle")
+
+        def told(path: bytes, *, exists: bool = True) -> bool:
+            with acting_as(NOBODY, NOBODY, ()):
+                return look(Named(path, False, False, exists=exists)).exists
+
+        assert told(b"open/file")
+        assert told(b"closed/file")
+        assert not told(b"closed/file", exists=False)
+        for nothing in (b"open/other", b"open/file/below", b"link/file"):
+            assert not told(nothing)
 
 
 def test_a_look_that_finds_what_followed(directory: Path) -> None:

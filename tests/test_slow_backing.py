@@ -380,3 +380,45 @@ def test_what_another_makes_while_a_change_hangs_is_not_its_echo(
         assert [(line["kind"], line["path"], line["origin"]) for line in watch.until("end")] == [
             ("create", "name", "remote"), ("create", "end", "remote")
         ]  # fmt: skip
+
+
+def test_what_has_changed_on_a_silent_filesystem_is_not_told_as_gone(
+    directory: Path, watching: Callable[..., Watch]
+) -> None:
+    """Nor is anybody kept waiting who asks, though files with several names have to be looked at."""
+    with nested(directory) as (outer, inner), contextlib.ExitStack() as stack:
+        stack.callback(outer.close)
+        cursor = run("cursor", outer.mountpoint).stdout.strip()
+        (outer.mountpoint / "inside" / "file").write_text("changed")
+        os.link(outer.mountpoint / "inside" / "file", outer.mountpoint / "inside" / "link")
+        run("cursor", outer.mountpoint)
+        with inner.stopped():
+            time.sleep(2 * filesystems._TRUST)  # the time for which an answer counts has to pass
+            lines = map(json.loads, run("since", "--json", outer.mountpoint, cursor).stdout.splitlines())
+            told = {line["path"]: line["exists"] for line in lines if line["type"] == "change"}
+            assert told["inside/file"]
+            assert told["inside/link"]
+            watch = watching(outer.mountpoint, "--since", cursor)
+            kinds = {line["path"]: line["kind"] for line in watch.until("inside/link")}
+            assert "delete" not in kinds.values()
+
+
+def test_what_changed_while_a_filesystem_was_not_heard_is_named_when_it_answers(directory: Path) -> None:
+    with nested(directory) as (outer, inner), contextlib.ExitStack() as stack:
+        stack.callback(outer.close)
+        cursor = run("cursor", outer.mountpoint).stdout.strip()
+        outer.stop()
+        (inner.source / "file").write_text("changed")
+        with inner.stopped():
+            again = Mount(outer.source, outer.mountpoint, directory / "state")
+            stack.callback(again.close)
+            assert changed_since(again, cursor).isdisjoint({"inside", "inside/file"})
+        assert "inside/file" in changed_since(again, cursor)
+
+
+def changed_since(mount: Mount, cursor: str) -> set[str]:
+    """The paths that are named to have changed."""
+    told = run("since", "--json", mount.mountpoint, cursor)
+    assert told.returncode == 0, told.stderr
+    lines = map(json.loads, told.stdout.splitlines())
+    return {line["path"] for line in lines if line["type"] == "change"}

@@ -9,8 +9,10 @@ from typing import Final, NamedTuple, Protocol
 import trio
 
 from fusenotify.backing import Backing
+from fusenotify.beneath import is_nothing
 from fusenotify.database import Database
 from fusenotify.errors import HistoryGone
+from fusenotify.filesystems import Filesystems
 from fusenotify.history import EVERYTHING
 from fusenotify.identity import Identity
 from fusenotify.rows import DIRECTORY, IS_DIRECTORY, IS_PRESENT, ROOT_ID
@@ -46,12 +48,14 @@ class Named(NamedTuple):
 
     Attributes:
         path, is_dir, is_new: see `Change`.
+        exists: whether there is something by what is known: where that cannot be seen, it is believed.
         is_gone: a directory went from there: what is there now is named for itself.
     """
 
     path: bytes
     is_dir: bool
     is_new: bool
+    exists: bool = True
     is_gone: bool = False
 
 
@@ -174,7 +178,7 @@ class RowsSince:
         if self._after != EVERYTHING and gone > self._after:
             yield Named(path, True, False, is_gone=True)
         if kind == DIRECTORY or not is_dir:
-            yield Named(path, is_dir, is_new)
+            yield Named(path, is_dir, is_new, exists=bool(kind & IS_PRESENT))
 
     def _under(self, number: int, prefix: bytes) -> Iterator[Named]:
         """Yield everything below a directory: its paths are all new."""
@@ -232,10 +236,15 @@ class Scan:
                         todo.append(prefix + name)
 
 
-def looked_at(backing: Backing, seal: Callable[[Identity, int], str], named: Named) -> Change:
-    """Return what is to be said of a path now."""
+def looked_at(backing: Backing, filesystems: Filesystems, seal: Callable[[Identity, int], str], named: Named) -> Change:
+    """Return what is to be said of a path now. Slow: for a thread."""
+    exists = False
     if not named.is_gone:
-        with contextlib.suppress(OSError), contextlib.closing(backing.find_beneath(named.path)) as found:
-            handle = seal(found.identity, found.key.number)
-            return Change(named.path, True, stat.S_ISDIR(found.stat.st_mode), handle, named.is_new)
-    return Change(named.path, False, named.is_dir, None, named.is_new)
+        try:
+            filesystems.expect_answer(named.path)
+            with contextlib.closing(backing.find_beneath(named.path)) as found:
+                handle = seal(found.identity, found.key.number)
+                return Change(named.path, True, stat.S_ISDIR(found.stat.st_mode), handle, named.is_new)
+        except OSError as error:
+            exists = named.exists and not is_nothing(error)
+    return Change(named.path, exists, named.is_dir, None, named.is_new)

@@ -113,7 +113,10 @@ class Arrears:
         mark = group.mark_over(full, what.mark)
         if mark is None:
             return
-        is_dir = self._look(full)
+        try:
+            is_dir = self._look(full)
+        except OSError:
+            is_dir = what.is_dir  # as far as is known
         if not what.exists:
             yield mark, _record(DELETE, path, group, IS_DIR if what.is_dir else 0)
         elif is_dir is not None:
@@ -128,7 +131,11 @@ class Arrears:
                 group.lag.give_up()  # a directory above what is marked has come to stand for it
             return
         is_renewed = what.name or what.below
-        is_dir = self._look(full)
+        try:
+            is_dir = self._look(full)
+        except OSError:  # somebody who is told that it is gone would remove what is there
+            yield mark, _record(CREATE if is_renewed else MODIFY, path, group, _flags(what, is_dir=what.below))
+            return
         if is_dir is None or (what.replaced and (is_dir or what.below)):
             yield mark, _record(DELETE, path, group, _flags(what, is_dir=what.below))
         if is_dir is not None:
@@ -167,10 +174,14 @@ class Arrears:
             offset = end
 
     def _look(self, full: bytes) -> bool | None:
-        """Return whether there is a directory at a path of the tree; None where there is nothing, or no answer."""
+        """Return whether there is a directory at a path of the tree, None where there is nothing.
+
+        Raises:
+            OSError: that cannot be seen.
+        """
         if self._filesystems.is_silent_at(full):
-            return None
-        found = self._backing.stat_beneath(full)
+            raise TimeoutError
+        found = self._backing.attributes_at(full)
         return None if found is None else stat.S_ISDIR(found.st_mode)
 
 

@@ -17,7 +17,12 @@ from fusenotify.mountinfo import mount_id_of
 T = TypeVar("T")
 Entry = tuple[bytes, bool, int]  # the name of something in a directory, whether it is a directory, its inode number
 
+_NOTHING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _BENEATH: Final = _linux.RESOLVE_BENEATH | _linux.RESOLVE_NO_SYMLINKS | _linux.RESOLVE_NO_MAGICLINKS
+
+
+class Forbidden(OSError):
+    """ELOOP: this is on a mount that is not to be touched."""
 
 
 class Beneath:
@@ -40,10 +45,10 @@ class Beneath:
         os.close(self.root_fd)
 
     def touchable(self, fd: int) -> int:
-        """Return a descriptor, or close it and raise ELOOP where it is on a mount that is not to be touched."""
+        """Return a descriptor, or close it and raise `Forbidden` where it is on a mount that is not to be touched."""
         if self.forbidden_mounts and mount_id_of(fd) in self.forbidden_mounts:
             os.close(fd)
-            raise OSError(errno.ELOOP, "a mount of the tree inside itself")
+            raise Forbidden(errno.ELOOP, "a mount of the tree inside itself")
         return fd
 
     def open_beneath(self, path: bytes, flags: int, top_fd: int | None = None) -> int:
@@ -95,6 +100,23 @@ class Beneath:
     def stat_beneath(self, path: bytes) -> os.stat_result | None:
         """Return the attributes of what is at a path below the root, None where nothing can be seen."""
         return self._seen_beneath(path, os.fstat)
+
+    def attributes_at(self, path: bytes) -> os.stat_result | None:
+        """Return the attributes of what is at a path below the root, None where there is nothing.
+
+        Raises:
+            OSError: whether there is something cannot be seen.
+        """
+        try:
+            fd = self.open_beneath(path, os.O_PATH | os.O_NOFOLLOW)
+        except OSError as error:
+            if is_nothing(error):
+                return None
+            raise
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
 
     def key_unopened(self, path: bytes) -> InodeKey | None:
         """Return as `key_beneath` where no descriptor can be had; good to know an object again, and for nothing else.
@@ -155,6 +177,14 @@ class Beneath:
                 os.close(fd)
         except OSError:
             return None
+
+
+def is_nothing(error: OSError) -> bool:
+    """Whether an error of `open_beneath` says that there is nothing at the path; all others leave that open.
+
+    What is below a symbolic link is at no path of the tree (ELOOP).
+    """
+    return error.errno in _NOTHING and not isinstance(error, Forbidden)
 
 
 def key_of(fd: int) -> InodeKey:

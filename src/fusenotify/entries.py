@@ -9,9 +9,10 @@ are for use inside a transaction.
 """
 
 import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from fusenotify.digest import Note
+from fusenotify.digest import Note, Step
 from fusenotify.events import DELETE, EXCHANGE, IS_DIR, OTHER_IS_DIR, EventRecord
 from fusenotify.rows import DIRECTORY, IS_DIRECTORY, IS_PRESENT, ROOT_ID, UNSEEN, Known, Look, Row
 
@@ -54,6 +55,15 @@ class Entries:
         self._next_id = max(rows or ROOT_ID, orphans or ROOT_ID) + 1
 
     # --- what events say ---------------------------------------------------------------------------------------------
+
+    def follow(self, steps: Sequence[Step], epoch: int, looks: Mapping[bytes, Look]) -> None:
+        """Write down what happened; `looks` are at what is there now, as in `note`."""
+        for step in steps:
+            if isinstance(step, EventRecord):
+                self.restructure(step, epoch, looks.get(step.path or b""), looks.get(step.old_path or b""))
+            else:
+                for path, note in step.items():
+                    self.note(path, note, epoch, looks.get(path))
 
     def note(self, path: bytes, note: Note, epoch: int, look: Look | None) -> None:
         """Write down what happened to what is at a path.
@@ -199,6 +209,10 @@ class Entries:
                 found.append((row.name if above == b"." else above + b"/" + row.name, row))
         return found
 
+    def doubt_linked(self, changed: int) -> None:
+        """Write down that every file with several names may have changed: by a name that nobody looks at."""
+        self._connection.execute("UPDATE entry SET changed = ?, ctime = 0 WHERE links > 1", (changed,))
+
     def touch(self, row: Row, look: Look, changed: int) -> None:
         """Write down that something changed which a look has shown."""
         self._update(row.id, row.kind, look, changed, row.born, row.gone)
@@ -291,6 +305,11 @@ class Entries:
             self._remember(known, number)
         return number
 
+    def directories(self, inodes: Iterable[int]) -> list[int]:
+        """Return the numbers of the rows of directories that are there, by their inode numbers."""
+        query = "SELECT id FROM entry WHERE inode = ? AND kind = ?"
+        return [row for inode in inodes for (row,) in self._connection.execute(query, (inode, DIRECTORY))]
+
     def inode_of(self, path: bytes) -> int:
         """Return the inode number of a directory, as far as that is known, else 0."""
         number, known, missing = self._known(path)
@@ -301,6 +320,10 @@ class Entries:
             number = row.id
             known = name if known == b"." else known + b"/" + name
             self._remember(known, number)
+        return self.inode_at(number)
+
+    def inode_at(self, number: int) -> int:
+        """Return the inode number of a directory by the number of its row, as far as that is known, else 0."""
         found = self._connection.execute("SELECT inode FROM entry WHERE id = ?", (number,)).fetchone()
         return 0 if found is None else int(found[0])
 

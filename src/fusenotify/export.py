@@ -174,6 +174,7 @@ class Export:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.hearing.run)
             nursery.start_soon(self._recalls.run)
+            nursery.start_soon(self.journal.tend, self.hearing.caught_up)
             nursery.start_soon(self._root.run, self._mountpoint, self.hearing.lose_root, self.hearing.start_over)
             for listener in listeners:
                 nursery.start_soon(server.serve, listener)

@@ -55,7 +55,6 @@ class History:
         epoch: the name of this run.
         start: its first position.
         has_earlier: whether there were runs before.
-        touched: inode numbers of directories in which something may have changed in a run that did not end well.
         was_exclusive: nobody else changed the tree in the run before, and what was known of the tree then was complete.
     """
 
@@ -73,7 +72,6 @@ class History:
             rows = connection.execute(
                 "SELECT name, ordinal, seq, is_clean, is_exclusive, is_compared FROM epoch"
             ).fetchall()
-            self.touched = {inode for (inode,) in connection.execute("SELECT inode FROM touched")}
         self._epochs = {name: _Epoch(*rest) for name, *rest in rows}
         self.epoch = self._new_name()
         last = max(self._epochs.values(), default=None)
@@ -124,25 +122,17 @@ class History:
         )
 
     def ended(self, connection: sqlite3.Connection, seq: int) -> None:
-        """Write down, in a transaction, that this run has ended well: nothing is in doubt."""
-        connection.execute("DELETE FROM touched")
+        """Write down, in a transaction, that this run has ended well."""
         self.written(connection, seq, is_clean=True)
 
-    def lost(self, connection: sqlite3.Connection) -> set[int]:
-        """Write down, in a transaction, that events are lost; return the directories where something was to change."""
+    def lost(self, connection: sqlite3.Connection) -> None:
+        """Write down, in a transaction, that events are lost."""
         connection.execute("UPDATE epoch SET is_compared = FALSE WHERE ordinal = ?", (self._ordinal,))
-        return {inode for (inode,) in connection.execute("SELECT inode FROM touched")}
 
     def compared(self, connection: sqlite3.Connection) -> None:
-        """Write down, in a transaction, that the whole tree is known as it is: earlier runs leave nothing in doubt."""
-        connection.execute("DELETE FROM touched WHERE epoch < ?", (self._ordinal,))
+        """Write down, in a transaction, that the whole tree is known as it is."""
         connection.execute("UPDATE epoch SET is_compared = TRUE WHERE ordinal = ?", (self._ordinal,))
         self._raise_floor(connection, max(0, self._ordinal - _MOST_EPOCHS) << _SEQ_BITS)
-
-    def touch(self, connection: sqlite3.Connection, directories: set[int]) -> None:
-        """Write down, in a transaction, that something may change in these directories."""
-        rows = [(inode, self._ordinal) for inode in directories]
-        connection.executemany("INSERT OR REPLACE INTO touched VALUES (?, ?)", rows)
 
     # --- cursors -----------------------------------------------------------------------------------------------------
 
@@ -224,10 +214,6 @@ class History:
             limit = min(limit, oldest)
         connection.execute("DELETE FROM entry WHERE kind < 2 AND changed <= ?", (limit,))
         self._raise_floor(connection, limit)
-
-    def forget(self, connection: sqlite3.Connection, position: int) -> None:
-        """Honour no cursor before a position any more, in a transaction."""
-        self._raise_floor(connection, position)
 
     def _raise_floor(self, connection: sqlite3.Connection, floor: int) -> None:
         if floor > self._floor:

@@ -10,20 +10,22 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from fusenotify import _linux
 from fusenotify.backing import Backing
 from fusenotify.entries import Entries
-from fusenotify.rows import DIRECTORY, IS_PRESENT, ROOT_ID, Look, look_of
+from fusenotify.filesystems import Filesystems
+from fusenotify.rows import DIRECTORY, IS_PRESENT, ROOT_ID, UNSEEN, Look, look_of, signed
 
 _DIRECTORIES_AT_ONCE: Final = 256
 _ENTRIES_AT_ONCE: Final = 4096  # looked at between two transactions, and a directory more
 _SLICE: Final = 0.05  # seconds, likewise
 _MOST_TRIES: Final = 20
 
-Listing = tuple[int, dict[bytes, os.stat_result]]  # when it began, nanoseconds since 1970; what there was
+# When it began, nanoseconds since 1970; what there was, None for a mountpoint that does not answer.
+Listing = tuple[int, dict[bytes, os.stat_result | None]]
 
 
 class Directory(NamedTuple):
@@ -54,14 +56,16 @@ class Inventory:
 
     Attributes:
         compared: how many entries have been looked at.
+        silent: directories that have been left out, as their filesystems do not answer.
     """
 
-    def __init__(self, backing: Backing, entries: Entries, is_silent: Callable[[bytes], bool]) -> None:
+    def __init__(self, backing: Backing, entries: Entries, filesystems: Filesystems) -> None:
         self._backing = backing
         self._entries = entries
-        self._is_silent = is_silent
+        self._filesystems = filesystems
         self._todo: deque[Directory] = deque()
         self._again: list[Directory] = []
+        self.silent: list[Directory] = []
         self._doubtful: set[int] = set()
         self._goes_down = True
         self._devices: set[int] = set()
@@ -82,6 +86,7 @@ class Inventory:
         self._goes_down = only is None
         self._todo.clear()
         self._again.clear()
+        self.silent = []
         for number in [ROOT_ID] if only is None else only:
             self.add(number, position)
 
@@ -100,18 +105,24 @@ class Inventory:
                 self._todo.append(directory._replace(tries=tries))
         self._again.clear()
 
+    def resume(self, position: int) -> bool:
+        """Take up what was left out where filesystems answer again, at a position; return whether there is any."""
+        answering: list[Directory] = []
+        silent: list[Directory] = []
+        for directory in self.silent:
+            try:
+                self._filesystems.expect_answer(directory.path)
+                answering.append(directory._replace(position=position))
+            except TimeoutError:
+                silent.append(directory)
+        self._todo.extend(answering)
+        self.silent = silent
+        return bool(answering)
+
     @property
     def waits(self) -> bool:
         """Whether nothing can be compared before more events come."""
         return bool(self._again) and not self._todo
-
-    def sync(self) -> None:
-        """Bring everything that has been compared to its disk, with all that was changed since. Slow.
-
-        Raises:
-            OSError: a disk does not take it.
-        """
-        _linux.syncfs(self._backing.root_fd)
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -137,33 +148,49 @@ class Inventory:
                 self._todo.extendleft(reversed(directories[index:]))
                 break
             try:
-                listing = self._list(directory)
+                found = self._list(directory)
+            except TimeoutError:
+                self.silent.append(directory)
+                continue
             except OSError:
-                listing = None
-            if listing is None:
+                found = None
+            if found is None:
                 self._again.append(directory)
             else:
-                seen.append((directory, listing))
-                count += len(listing[1]) + 1
+                seen.append(found)
+                count += len(found[1][1]) + 1
         self.compared += count
         return seen
 
-    def _list(self, directory: Directory) -> Listing | None:
-        """Return what is in a directory, None if what is at its path is something else."""
-        if self._is_silent(directory.path):
-            return None
+    def _list(self, directory: Directory) -> tuple[Directory, Listing] | None:
+        """Return a directory as it was found and what is in it, None if what is at its path is something else."""
+        self._filesystems.expect_answer(directory.path)
         fd = self._backing.open_beneath(directory.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
         try:
             status = os.fstat(fd)
-            if directory.inode is not None and look_of(status, 0).inode != directory.inode:
+            inode = signed(status.st_ino)
+            if directory.inode not in (None, inode):
                 return None
             if status.st_dev not in self._devices:
                 # What was found is durable before anybody is promised that it was: also what was made behind our back.
                 _linux.syncfs(fd)
                 self._devices.add(status.st_dev)
-            return _listed(fd)
+            return directory._replace(inode=inode), self._listed(fd, directory.path)
         finally:
             os.close(fd)
+
+    def _listed(self, fd: int, path: bytes) -> Listing:
+        began = time.time_ns()
+        prefix = b"" if path == b"." else path + b"/"
+        doors = self._filesystems.doors
+        listing: dict[bytes, os.stat_result | None] = {}
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                name = entry.name.encode(errors="surrogateescape")
+                with contextlib.suppress(FileNotFoundError):
+                    is_silent = name in doors and not self._filesystems.answers_at(prefix + name)
+                    listing[name] = None if is_silent else entry.stat(follow_symlinks=False)
+        return began, listing
 
     # --- comparing ---------------------------------------------------------------------------------------------------
 
@@ -173,9 +200,15 @@ class Inventory:
         for directory, (began, listing) in seen:
             rows = self._entries.known_in(directory.id)
             has_doubts = bool(self._doubtful)
-            is_doubtful = has_doubts and self._inode_of(directory) in self._doubtful
+            is_doubtful = has_doubts and directory.inode in self._doubtful
             for name, status in listing.items():
                 known = rows.get(name)
+                if status is None:
+                    if known is None or known.kind != DIRECTORY:
+                        found.append((directory, name, UNSEEN._replace(is_dir=True)))
+                    elif self._goes_down:
+                        self._push(directory, name, known.id, UNSEEN)
+                    continue
                 # What has several names may have been changed by one in another directory.
                 is_in_doubt = is_doubtful or (has_doubts and status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode))
                 if known is None or is_in_doubt or not known.is_as(status):
@@ -216,22 +249,19 @@ class Inventory:
             if look.is_dir and (self._goes_down or not is_same):
                 self._push(directory, name, row.id, look)
 
+    def recent(self, differences: list[Difference], since: int) -> set[int]:
+        """Return the directories, by inode number, in which something differs that may have changed since a time.
+
+        Args:
+            differences: what differs.
+            since: the time, in nanoseconds since 1970.
+        """
+        return {
+            directory.inode
+            for directory, _, look in differences
+            if directory.inode is not None and (look is None or look.ctime == 0 or look.ctime >= since)
+        }
+
     def _push(self, directory: Directory, name: bytes, number: int, look: Look) -> None:
         path = name if directory.path == b"." else directory.path + b"/" + name
-        self._todo.append(Directory(number, directory.position, look.inode, path, directory.moves, 0))
-
-    def _inode_of(self, directory: Directory) -> int | None:
-        if directory.inode is not None:
-            return directory.inode
-        status = self._backing.stat_beneath(directory.path)
-        return None if status is None else look_of(status, 0).inode
-
-
-def _listed(fd: int) -> Listing:
-    began = time.time_ns()
-    listing: dict[bytes, os.stat_result] = {}
-    with os.scandir(fd) as entries:
-        for entry in entries:
-            with contextlib.suppress(FileNotFoundError):
-                listing[entry.name.encode(errors="surrogateescape")] = entry.stat(follow_symlinks=False)
-    return began, listing
+        self._todo.append(Directory(number, directory.position, look.inode or None, path, directory.moves, 0))

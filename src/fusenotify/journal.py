@@ -14,7 +14,7 @@ import functools
 import logging
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 import trio
@@ -27,6 +27,7 @@ from fusenotify.errors import BadCursor, DaemonGone, EnvironmentProblem, LimitRe
 from fusenotify.filesystems import Filesystems
 from fusenotify.history import EVERYTHING, History, SnapshotRow
 from fusenotify.identity import Identity
+from fusenotify.intents import Intents
 from fusenotify.rows import RACY
 from fusenotify.scribe import Scribe
 from fusenotify.status import JournalStatus
@@ -71,16 +72,19 @@ class Journal:
         """
         self._database = database
         self._backing = backing
-        self._look = functools.partial(looked_at, backing, seal)
+        self._filesystems = filesystems
+        self._look = functools.partial(looked_at, backing, filesystems, seal)
         self._position = position
         self._advance = advance
         self._is_strict = rules.strict
         tree = backing.identify(backing.root_fd)
         self._history = History(database, tree, is_exclusive=rules.exclusive)
         self.epoch = self._history.epoch
+        self._intents = Intents(database, self._history.start)
         self._scribe = Scribe(
-            database, self._history, backing, filesystems, is_exclusive=rules.exclusive, on_progress=self._on_progress
-        )
+            database, self._history, self._intents, backing, filesystems,
+            is_exclusive=rules.exclusive, on_progress=self._on_progress,
+        )  # fmt: skip
         self.follow = self._scribe.follow
         self._token: trio.lowlevel.TrioToken | None = None
         self._progress = trio.Event()
@@ -122,20 +126,49 @@ class Journal:
         self._on_progress()
         self._scribe.close()
 
-    def missing(self, directories: Iterable[int]) -> set[int]:
-        """Return the directories, by inode number, that have to be recorded before something changes in them."""
-        if self._scribe.is_failing and not self._is_strict:
-            return set()
-        return self._scribe.missing(directories)
+    async def tend(self, caught_up: Callable[[], Awaitable[None]]) -> None:
+        """Have what would be in doubt after a crash not grow without bounds, until this is cancelled.
 
-    def record(self, directories: set[int]) -> None:
+        `caught_up` as in `settle`.
+        """
+        while True:
+            while not self._intents.are_many or not self._is_sound():
+                await self._progress.wait()
+            try:
+                await self._turn(caught_up)
+            except (OSError, sqlite3.Error) as error:
+                log.warning("after a crash more would be in doubt than need be: %s", error)
+
+    async def _turn(self, caught_up: Callable[[], Awaitable[None]]) -> None:
+        """Begin another turn (see `Intents`), and end those before: all changes from then are made safe."""
+        kept = self._intents.turn()
+        await caught_up()
+        seq = self._position()
+        await self._written(seq)
+        await self._until(lambda: self._scribe.is_ready)
+        await trio.to_thread.run_sync(self._filesystems.sync, self._backing, abandon_on_cancel=True)
+        if self._is_sound() and self._scribe.written >= seq:  # else what is in doubt goes with a later turn
+            await trio.to_thread.run_sync(self._intents.end_earlier_turns, kept)
+
+    def _is_sound(self) -> bool:
+        return self._scribe.is_ready and not self._scribe.is_failing and not self._scribe.is_partial
+
+    @contextlib.contextmanager
+    def change(self, directories: Iterable[int]) -> Iterator[set[int]]:
+        """Make a change in directories, by inode number, in the block; yield what has to be recorded before."""
+        with self._intents.under_way(directories) as missing:
+            yield set() if self._scribe.is_failing and not self._is_strict else missing
+
+    def record(self, missing: set[int]) -> None:
         """Write down durably that something is about to change in directories. Slow: for a thread.
+
+        `missing` is as `change` yields it.
 
         Raises:
             OSError: EIO, when that cannot be written down and the mount is to be strict about it.
         """
         try:
-            self._scribe.record(directories)
+            self._intents.record(missing)
         except sqlite3.Error as error:
             self._scribe.fail(error)
             if self._is_strict:
@@ -143,8 +176,7 @@ class Journal:
 
     def cover(self, directory: int, above: int) -> None:
         """Take a directory that has been made in a recorded one for recorded: who compares that one finds it."""
-        if not self._scribe.missing([above]):
-            self._scribe.cover(directory)
+        self._intents.cover(directory, above)
 
     def status(self) -> JournalStatus:
         """Return how it is."""
@@ -188,7 +220,7 @@ class Journal:
         self._answers += 1
         try:
             await self._until(lambda: self._scribe.is_ready)
-            seq = await self._look_at_linked()
+            seq = await self._look_at_unheard()
             await self._until(lambda: self._scribe.is_ready)
             position = self._history.position(cursor, seq)
             fresh = position is None
@@ -208,13 +240,13 @@ class Journal:
     def _answered(self) -> None:
         self._answers -= 1
 
-    async def _look_at_linked(self) -> int:
-        """Write down what has changed, also of files that have names outside the tree; return the position of that."""
-        if not self._scribe.has_links:
+    async def _look_at_unheard(self) -> int:
+        """Write down what has changed, also where no event tells of it; return the position of that."""
+        if not self._scribe.has_links and not self._scribe.is_partial:
             await self._written(self._position())
             return self._position()
         seq = self._advance()
-        self._scribe.hurry(seq, looks_at_links=True)
+        self._scribe.hurry(seq, looks_at_unheard=True)
         await self._written(seq)
         return seq
 

@@ -10,7 +10,7 @@ from fusenotify.backing import Backing
 from fusenotify.digest import Step
 from fusenotify.events import DELETE, EventRecord
 from fusenotify.filesystems import Filesystems
-from fusenotify.rows import Look, Row, look_of
+from fusenotify.rows import UNSEEN, Look, Row, look_of
 
 _MOST_YOUNG: Final = 1 << 14
 
@@ -22,7 +22,7 @@ class Looker:
 
     def __init__(self, backing: Backing, filesystems: Filesystems) -> None:
         self._backing = backing
-        self._is_silent = filesystems.is_silent_at
+        self._filesystems = filesystems
         self._young: dict[bytes, None] = {}  # paths of what had changed only just before it was looked at
 
     def look(self, steps: Sequence[Step]) -> tuple[Looks, dict[bytes, Look | None]]:
@@ -31,7 +31,8 @@ class Looker:
         looks: Looks = {}
         for path, is_there in _paths_of(steps):
             if path == b".":
-                looks[path] = look_of(os.fstat(self._backing.root_fd), time.time_ns())
+                if self._filesystems.answers_at(path):
+                    looks[path] = look_of(os.fstat(self._backing.root_fd), time.time_ns())
                 continue
             directory, _, name = path.rpartition(b"/")
             in_it = names.setdefault(directory or b".", [])
@@ -41,7 +42,7 @@ class Looker:
 
     def _look_in(self, directory: bytes, names: Sequence[bytes], looks: Looks) -> Look | None:
         """Look at some entries of a directory, and return what it is itself, None where that is not possible."""
-        if self._is_silent(directory):
+        if not self._filesystems.answers_at(directory):
             return None
         try:
             fd = self._backing.open_beneath(directory, os.O_PATH | os.O_DIRECTORY)
@@ -51,7 +52,7 @@ class Looker:
         began = time.time_ns()
         try:
             for name in names:
-                if not self._is_silent(prefix + name):
+                if self._filesystems.answers_at(prefix + name):
                     with contextlib.suppress(OSError):
                         looks[prefix + name] = look_of(os.stat(name, dir_fd=fd, follow_symlinks=False), began)
             return look_of(os.fstat(fd), began)
@@ -66,16 +67,31 @@ class Looker:
     def look_again(self) -> Looks:
         """Look once more at what has been noted, and forget it."""
         young, self._young = self._young, {}
-        return {path: look for path in young if (look := self._look_at(path)) is not None}
+        looks: Looks = {}
+        for path in young:
+            with contextlib.suppress(OSError):
+                look = self._look_at(path)
+                if look is not None:
+                    looks[path] = look
+        return looks
 
     def changed(self, rows: Iterable[tuple[bytes, Row]]) -> list[tuple[Row, Look]]:
-        """Return what has changed, of paths and their rows."""
-        looks = ((row, self._look_at(path)) for path, row in rows)
-        return [(row, look) for row, look in looks if look is not None and not row.is_as(look)]
+        """Return what has changed, of paths and their rows; what cannot be seen may have."""
+        found: list[tuple[Row, Look]] = []
+        for path, row in rows:
+            try:
+                look = self._look_at(path)
+            except OSError:
+                look = UNSEEN._replace(inode=row.inode, links=row.links)
+            if look is not None and not row.is_as(look):
+                found.append((row, look))
+        return found
 
     def _look_at(self, path: bytes) -> Look | None:
+        """Return what is at a path, None where there is nothing (OSError: where that cannot be seen)."""
+        self._filesystems.expect_answer(path)
         began = time.time_ns()
-        status = self._backing.stat_beneath(path)
+        status = self._backing.attributes_at(path)
         return None if status is None else look_of(status, began)
 
 

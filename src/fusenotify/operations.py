@@ -123,23 +123,27 @@ class Operations(pyfuse3.Operations):
     ) -> T:
         """Make a change of a node, or of what is in it, by a function whose first argument that node is.
 
-        `entries_of` are the directories, by nodeid, that get other entries by it; where there are none, it is the node
-        that changes.
+        `entries_of` are the directories, by nodeid, that get other entries by it. A node that is none of them changes
+        itself.
         """
         await self._reach(nodeid, *(arg for arg in args if isinstance(arg, bytes)))
         get = self._nodes.table.get
-        await self._record([get(one).key.number for one in entries_of] or [get(nodeid).directory.number])
-        return await self._make(self._nodes.table.get(nodeid).key.device, function, nodeid, *args)
+        directories = [get(one).key.number for one in entries_of]
+        if nodeid not in entries_of:
+            directories.append(get(nodeid).directory.number)
+        with self._journal.change(directories) as missing:
+            await self._record(missing)
+            return await self._make(get(nodeid).key.device, function, nodeid, *args)
 
     async def _change_open(self, fh: int, function: Callable[..., T], *args: object) -> T:
         """Make a change of an open file, by a function whose first argument that is."""
         await self._await_answer(self._files.device_of(fh))
-        await self._record([self._files.directory_of(fh)])
-        return await self._make(self._files.device_of(fh), function, fh, *args)
+        with self._journal.change([self._files.directory_of(fh)]) as missing:
+            await self._record(missing)
+            return await self._make(self._files.device_of(fh), function, fh, *args)
 
-    async def _record(self, directories: Sequence[int]) -> None:
-        """Return when the journal knows that something may change in directories, which are inode numbers."""
-        missing = self._journal.missing(directories)
+    async def _record(self, missing: set[int]) -> None:
+        """Return when the journal has recorded what it is missing."""
         if missing:
             await self._loop.park(_FOR_THE_JOURNAL, self._journal.record, missing)
 

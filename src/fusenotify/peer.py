@@ -12,11 +12,12 @@ from typing import Final
 import trio
 
 from fusenotify import protocol
+from fusenotify.admission import REQUEST_COST, check_mark, check_path, cost_of
 from fusenotify.backing import Found
 from fusenotify.callers import Credentials
-from fusenotify.errors import FusenotifyError, LimitReached, NotPermitted, ProtocolError, UsageError, quoted
+from fusenotify.errors import FusenotifyError, NotPermitted, ProtocolError, UsageError, quoted
 from fusenotify.group import Group
-from fusenotify.groups import MOST_UIDS, Groups, path_of
+from fusenotify.groups import Groups, path_of
 from fusenotify.inquiry import Inquiry
 from fusenotify.intake import Intake
 from fusenotify.journal import Journal
@@ -53,10 +54,6 @@ log = logging.getLogger(__name__)
 
 _MOST_REQUESTS: Final = 256  # received and not yet answered; what comes in one piece may go beyond
 _MOST_ANSWERED: Final = 1 << 16  # bytes of unread answers, beyond which no more requests are carried out
-_REQUEST_COST: Final = 100  # bytes of memory that a request takes on top of what it says
-_NUMBER_COST: Final = 36  # bytes of memory of each number in it
-_LONGEST_PATH: Final = 1 << 16  # bytes
-_LONGEST_SCOPE: Final = 64
 _MARK_ATTEMPTS: Final = 5
 _EVENTS_PER_FRAME: Final = 1024
 
@@ -177,9 +174,9 @@ class Peer:
         try:
             for payload in self._frames.feed(data):
                 request = protocol.decode_request(payload)
-                self._take(request, _cost(request, payload))
+                self._take(request, cost_of(request, payload))
         except ProtocolError as error:
-            self._take(error, _REQUEST_COST)
+            self._take(error, REQUEST_COST)
             raise
         finally:
             self._note_held()
@@ -232,7 +229,7 @@ class Peer:
             case AskStatus():
                 return Report(request.request, self._services.status())
             case Lookup():
-                _check_path(request.path)
+                check_path(request.path)
                 handle, is_dir = await self._services.locator.lookup(self._base, request.path, self._credentials)
                 return Handle(request.request, handle, is_dir)
             case Locate():
@@ -250,7 +247,7 @@ class Peer:
                 await self._services.attentive()
             case Recount():
                 if request.path is not None:
-                    _check_path(request.path)
+                    check_path(request.path)
                 await self._services.caught_up()
                 self._group.recount(request.mark, request.path, self._services.position(), time.time_ns())
             case Sync():
@@ -273,7 +270,7 @@ class Peer:
 
     async def _mark(self, group: Group, request: AddMark) -> Done:
         """Add a mark; what happened before is not told, so that nothing is heard twice or by halves."""
-        _check_lengths(request)
+        check_mark(request)
         self._services.groups.check_reach(self._credentials.uid, request.scope)
         self._services.groups.check_room(self._credentials.uid)
         for _ in range(_MARK_ATTEMPTS):
@@ -319,7 +316,7 @@ class Peer:
             NotPermitted: what is at the path is not for this user.
             UsageError: there is nothing.
         """
-        _check_path(path)
+        check_path(path)
         if b".." in path.split(b"/"):
             raise UsageError(f"{quoted(path)} is no path below the place that was opened: it has to do without `..`")
         try:
@@ -392,32 +389,3 @@ class Peer:
         if self._group is not None:
             self._services.groups.close(self._group)
             self._group = None
-
-
-def _cost(request: Request, payload: bytes) -> int:
-    """Return about how many bytes of memory a request takes until it is carried out."""
-    numbers = len(request.uids or ()) if isinstance(request, AddMark) else 0
-    return _REQUEST_COST + len(payload) + _NUMBER_COST * numbers
-
-
-def _check_lengths(request: AddMark) -> None:
-    """Refuse what is longer than anything that makes sense, before it is looked for or quoted.
-
-    Raises:
-        UsageError: of the path or the scope.
-        LimitReached: of the list of users.
-    """
-    _check_path(request.path)
-    if request.mark < 1:
-        raise UsageError(f"marks are numbered from 1 on, so {request.mark} is none")
-    if len(request.scope) > _LONGEST_SCOPE:
-        raise UsageError(f"a text of {len(request.scope)} characters is no scope")
-    if request.uids is not None and len(request.uids) > MOST_UIDS:
-        raise LimitReached(f"a mark can name {MOST_UIDS} users, not {len(request.uids)}; name none to hear of all")
-
-
-def _check_path(path: bytes) -> None:
-    if len(path) > _LONGEST_PATH:
-        raise UsageError(f"a path of {len(path)} bytes is longer than the {_LONGEST_PATH} that are allowed")
-    if not path or b"\0" in path:
-        raise UsageError("a path has at least one byte, `.` for the directory itself, and none that is zero")

@@ -38,17 +38,17 @@ def look_of(status: os.stat_result, began: int) -> Look:
     is_dir = stat.S_ISDIR(status.st_mode)
     ctime = status.st_ctime_ns
     return Look(
-        _signed(status.st_ino),
+        signed(status.st_ino),
         0 if is_dir else status.st_size,
-        0 if is_dir else _signed(status.st_mtime_ns),
-        _signed(ctime) if ctime < began - RACY else 0,
+        0 if is_dir else signed(status.st_mtime_ns),
+        signed(ctime) if ctime < began - RACY else 0,
         1 if is_dir else status.st_nlink,
         is_dir,
     )
 
 
-def _signed(number: int) -> int:
-    """Return what SQLite can keep of an inode number."""
+def signed(number: int) -> int:
+    """Return what SQLite can keep of a number of 64 bits; of what it keeps, the same."""
     return (number + (_FROM_UNSIGNED >> 1)) % _FROM_UNSIGNED - (_FROM_UNSIGNED >> 1)
 
 
@@ -100,9 +100,9 @@ class Known(NamedTuple):
 
     def is_as(self, status: os.stat_result) -> bool:
         """Whether an object is as it was: the time of change of one that was looked at too early equals no other."""
-        if self.ctime == 0 or self.ctime != _signed(status.st_ctime_ns) or self.inode != _signed(status.st_ino):
+        if self.ctime == 0 or self.ctime != signed(status.st_ctime_ns) or self.inode != signed(status.st_ino):
             return False
         if self.kind == DIRECTORY:
             return stat.S_ISDIR(status.st_mode)
         is_file = self.kind == IS_PRESENT and not stat.S_ISDIR(status.st_mode)
-        return is_file and self.size == status.st_size and self.mtime == _signed(status.st_mtime_ns)
+        return is_file and self.size == status.st_size and self.mtime == signed(status.st_mtime_ns)

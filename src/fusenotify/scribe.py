@@ -11,20 +11,21 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from fusenotify.backing import Backing
 from fusenotify.database import Database
-from fusenotify.digest import CHANGES, Step, folded
+from fusenotify.digest import CHANGES, folded
 from fusenotify.entries import Entries
 from fusenotify.events import EventRecord
 from fusenotify.filesystems import Filesystems
 from fusenotify.history import History
+from fusenotify.intents import Intents, Written
 from fusenotify.inventory import Inventory
-from fusenotify.looking import Looker, Looks
+from fusenotify.looking import Looker
 from fusenotify.progress import Progress
-from fusenotify.rows import Look, Row, look_of
+from fusenotify.rows import RACY, Look, Row, look_of
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +46,13 @@ class _Task(NamedTuple):
     Attributes:
         batches: events.
         seq: the last of them.
-        looks_at_links, looks_again: see `Scribe.hurry`.
+        looks_at_unheard, looks_again: see `Scribe.hurry`.
         is_lost: events before these are lost.
     """
 
     batches: list[Sequence[EventRecord]]
     seq: int
-    looks_at_links: bool
+    looks_at_unheard: bool
     looks_again: bool
     is_lost: bool
 
@@ -70,6 +71,7 @@ class Scribe:
         self,
         database: Database,
         history: History,
+        intents: Intents,
         backing: Backing,
         filesystems: Filesystems,
         *,
@@ -79,7 +81,9 @@ class Scribe:
         """Begin with `start`; `on_progress` is called by the thread."""
         self._database = database
         self._history = history
+        self._intents = intents
         self._backing = backing
+        self._filesystems = filesystems
         self._looker = Looker(backing, filesystems)
         self._is_exclusive = is_exclusive
         self._on_progress = on_progress
@@ -88,19 +92,18 @@ class Scribe:
         self._due = threading.Condition()
         self._pending: list[Sequence[EventRecord]] = []
         self._waiting = 0  # events
+        self._began = time.time_ns() - RACY  # before anything is heard
         self._followed = 0
         self._wanted = -1
-        self._looks_at_links = self._looks_again = False
+        self._looks_at_unheard = self._looks_again = False
         self._is_lost = False
         self._is_closing = False
         self._has_begun = self._is_settled = False
         self._resting_until = 0.0
         self._since_housekeeping = _HOUSEKEEPING
-        self._recorded: set[int] = set()
-        self._covered: set[int] = set()
         with database.reading() as connection:
             self._entries = Entries(connection)
-        self._inventory = Inventory(backing, self._entries, filesystems.is_silent_at)
+        self._inventory = Inventory(backing, self._entries, filesystems)
         self._progress = Progress("fusenotify: entries compared with the journal")
         self._thread: threading.Thread | None = None
 
@@ -136,17 +139,18 @@ class Scribe:
             if self._is_lost or len(self._pending) == 1 or self._waiting > _MANY:
                 self._due.notify()
 
-    def hurry(self, seq: int, *, looks_at_links: bool = False, looks_again: bool = False) -> None:
+    def hurry(self, seq: int, *, looks_at_unheard: bool = False, looks_again: bool = False) -> None:
         """Write everything up to an event now, which `written` then shows.
 
         Args:
             seq: the event.
-            looks_at_links: what has changed of files with several names counts as changed at that event.
+            looks_at_unheard: what no event tells of is looked for, in files with several names and where a filesystem
+                did not answer. It counts as changed at that event, which has to be a new one.
             looks_again: what had changed only just before it was looked at is looked at once more.
         """
         with self._due:
             self._wanted = max(self._wanted, seq)
-            self._looks_at_links |= looks_at_links
+            self._looks_at_unheard |= looks_at_unheard
             self._looks_again |= looks_again
             self._due.notify()
 
@@ -155,23 +159,10 @@ class Scribe:
         with self._due:
             self._is_settled = self.written >= seq >= self._followed and self.is_ready
 
-    def missing(self, numbers: Iterable[int]) -> set[int]:
-        """Return the directories, by inode number, of which it is not yet durable that something may change in them."""
-        return set(numbers) - self._recorded - self._covered
-
-    def record(self, numbers: set[int]) -> None:
-        """Write down durably that something may change in directories. Slow: for a thread.
-
-        Raises:
-            sqlite3.Error: that is not possible.
-        """
-        with self._database.transaction() as connection:
-            self._history.touch(connection, numbers)
-        self._recorded |= numbers
-
-    def cover(self, number: int) -> None:
-        """Take a new directory in a recorded one for recorded: who looks at that one finds it."""
-        self._covered.add(number)
+    @property
+    def is_partial(self) -> bool:
+        """Whether something has not been compared, as its filesystem does not answer: it is tried again and again."""
+        return bool(self._inventory.silent)
 
     @property
     def compared(self) -> int:
@@ -206,12 +197,10 @@ class Scribe:
         self._history.begin(connection)
         only = None
         if self._is_exclusive and self._history.was_exclusive:
-            only = self._rows_of(connection, self._history.touched)
-        self._inventory.begin(self._history.start, self._history.touched, only)
-
-    def _rows_of(self, connection: sqlite3.Connection, numbers: Iterable[int]) -> list[int]:
-        query = "SELECT id FROM entry WHERE kind = 3 AND inode = ?"
-        return [row for number in numbers for (row,) in connection.execute(query, (number,))]
+            only = self._entries.directories(self._intents.earlier)
+            if self._intents.earlier:
+                self._entries.doubt_linked(self._history.start)
+        self._inventory.begin(self._history.start, self._intents.earlier, only)
 
     def _await_work(self) -> bool:
         """Return when there is something to do, False if that is to end."""
@@ -237,6 +226,8 @@ class Scribe:
             self._has_begun = True
             self._history.set_sound(True)
         task = self._take()
+        if task.looks_at_unheard and self._inventory.resume(self._history.start + task.seq):
+            self.is_ready = False
         if task.is_lost:
             self.is_ready = False
             if not self._attempt(functools.partial(self._start_over, task.seq)):
@@ -257,16 +248,16 @@ class Scribe:
     def _take(self) -> _Task:
         with self._due:
             seq = max(self._followed, self._wanted)
-            task = _Task(self._pending, seq, self._looks_at_links, self._looks_again, self._is_lost)
+            task = _Task(self._pending, seq, self._looks_at_unheard, self._looks_again, self._is_lost)
             self._pending, self._waiting = [], 0
-            self._looks_at_links = self._looks_again = self._is_lost = False
+            self._looks_at_unheard = self._looks_again = self._is_lost = False
             return task
 
     def _put_back(self, task: _Task) -> None:
         with self._due:
             self._pending = task.batches + self._pending
             self._waiting += sum(map(len, task.batches))
-            self._looks_at_links |= task.looks_at_links
+            self._looks_at_unheard |= task.looks_at_unheard
 
     def _attempt(self, work: Callable[[sqlite3.Connection], object]) -> bool:
         """Do something that the disk may not let us do, and return whether it did."""
@@ -284,6 +275,14 @@ class Scribe:
             self.is_failing = False
         return True
 
+    def _attempt_touching(self, work: Callable[[sqlite3.Connection], set[int]]) -> bool:
+        """Do the same with what returns the directories that are in doubt by it, by inode number."""
+        written: list[Written] = []
+        is_done = self._attempt(lambda connection: written.append(self._intents.touch(connection, work(connection))))
+        if is_done:
+            self._intents.confirm(*written)
+        return is_done
+
     def fail(self, error: sqlite3.Error) -> None:
         """Take note that the disk takes nothing."""
         if not self.is_failing:
@@ -296,35 +295,33 @@ class Scribe:
 
     def _start_over(self, seq: int, connection: sqlite3.Connection) -> None:
         """Look at everything anew; where we heard of changes, what is there may have changed without a trace."""
-        touched = self._history.lost(connection)
-        self._inventory.begin(self._history.start + seq, touched | self._recorded | self._covered)
+        self._history.lost(connection)
+        self._inventory.begin(self._history.start + seq, self._intents.in_doubt(connection))
 
     # --- events ------------------------------------------------------------------------------------------------------
 
     def _attempt_events(self, records: Sequence[EventRecord], task: _Task) -> bool:
         steps = list(folded(records))
         looks, directories = self._looker.look(steps)
-        links = self._looker.changed(self._linked()) if task.looks_at_links else []
+        links = self._looker.changed(self._linked()) if task.looks_at_unheard else []
         older = self._looker.look_again() if task.looks_again else {}
-        touched: set[int] = set()
 
-        def write(connection: sqlite3.Connection) -> None:
-            touched.update(look.inode for look in looks.values() if look.is_dir)
+        def write(connection: sqlite3.Connection) -> set[int]:
+            touched = {look.inode for look in looks.values() if look.is_dir}
             touched.update(self._written_down(directories))
-            touched.difference_update(self._recorded)
-            self._write_steps(steps, looks)
+            self._entries.follow(steps, self._history.start, looks)
             for row, look in links:
                 self._entries.touch(row, look, self._history.start + task.seq)
+                touched.add(self._entries.inode_at(row.parent))
             for path, look in older.items():
                 self._entries.look_again(path, look)
-            self._history.touch(connection, touched)
+                touched.add(self._entries.inode_of(path.rpartition(b"/")[0] or b"."))
             self._history.written(connection, task.seq)
             self.has_links = self._entries.has_links()
+            return touched
 
-        if not self._attempt(write):
+        if not self._attempt_touching(write):
             return False
-        self._recorded |= touched
-        self._covered -= touched
         unlisted = self._unlisted()
         self.is_ready = self.is_ready and not unlisted
         self.written = task.seq
@@ -356,15 +353,6 @@ class Scribe:
             if look is not None and self.is_ready:
                 yield self._entries.renew(path, look)
 
-    def _write_steps(self, steps: Sequence[Step], looks: Looks) -> None:
-        start = self._history.start
-        for step in steps:
-            if isinstance(step, EventRecord):
-                self._entries.restructure(step, start, looks.get(step.path or b""), looks.get(step.old_path or b""))
-            else:
-                for path, note in step.items():
-                    self._entries.note(path, note, start, looks.get(path))
-
     def _linked(self) -> list[tuple[bytes, Row]]:
         with self._database.reading():
             return self._entries.linked()
@@ -378,7 +366,13 @@ class Scribe:
         self._progress.show(self._inventory.compared)
         with self._database.reading():
             differences = self._inventory.differences(seen)
-        if differences and not self._attempt(lambda _: self._inventory.write(differences)):
+
+        def write(_: sqlite3.Connection) -> set[int]:
+            self._inventory.write(differences)
+            # What has changed since the start may still be to be told: when it is, nothing differs any more.
+            return self._inventory.recent(differences, self._began)
+
+        if differences and not self._attempt_touching(write):
             self._is_lost = True
             return
         self._looker.note(self._inventory.looks(differences))
@@ -388,6 +382,8 @@ class Scribe:
 
     def _compared(self, connection: sqlite3.Connection) -> None:
         self._history.compared(connection)
+        if not self._inventory.silent:
+            self._intents.forget_earlier(connection)
         self.has_links = self._entries.has_links()
 
     def _keep_house(self, connection: sqlite3.Connection) -> None:
@@ -399,11 +395,15 @@ class Scribe:
         """Write what is left, and that nothing is in doubt, if that is so."""
         while self._pending and not self.is_failing:
             self._round()
-        if not self._is_settled or self.is_failing or self._inventory:
+        if not self._is_settled or self.is_failing or self._inventory or self.is_partial:
             return
         try:
-            self._inventory.sync()
+            self._filesystems.sync(self._backing)
         except OSError as error:
             log.warning("the backing tree cannot be brought to its disk: %s", error)
             return
-        self._attempt(functools.partial(self._history.ended, seq=self.written))
+        self._attempt(self._ended)
+
+    def _ended(self, connection: sqlite3.Connection) -> None:
+        self._intents.forget_all(connection)
+        self._history.ended(connection, self.written)
