@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from fusenotify import inventory, scribe
+from fusenotify import _linux, inventory, scribe
 from fusenotify.answering import Named, looked_at
 from fusenotify.backing import Backing, acting_as
 from fusenotify.database import FILE_NAME, Database
@@ -419,3 +419,25 @@ def test_what_a_directory_is_is_taken_over_only_where_that_can_be_doubted(direct
         entries.directory(b"above/below", 1)
         assert entries.renew(b"above/below", seen) == above
         assert entries.known_in(entries.directory(b"above", 1))[b"below"].ctime == (9 if above else 0)
+
+
+async def test_a_filesystem_that_has_come_to_another_device_is_the_same(tmp_path: Path) -> None:
+    """As disks do over a restart of the machine; xfs makes its id of the device's number."""
+    state, other = tmp_path / "state", tmp_path / "other"
+    with filesystem("xfs", tmp_path) as disk:
+        async with journalled(disk / "source", state) as journal:
+            (disk / "source/file").write_text("file")
+            cursor = await journal.cursor()
+        # Two of them at a time, so that the numbers differ.
+        await trio.run_process(["cp", "--sparse=always", disk.parent / "image", tmp_path / "copy"])
+        other.mkdir()
+        await trio.run_process(["mount", "-t", "xfs", "-o", "loop,nouuid", tmp_path / "copy", other])
+        try:
+            assert os.stat(other).st_dev != os.stat(disk).st_dev
+            (other / "source/new").write_text("new")
+            async with journalled(other / "source", state) as journal:
+                changes, fresh = await journal.since(cursor)
+        finally:
+            _linux.umount2(os.fsencode(other), _linux.MNT_DETACH)
+    assert not fresh
+    assert named(changes) == {(b".", True), (b"new", True)}

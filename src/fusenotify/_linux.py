@@ -6,6 +6,7 @@ errno, as the functions of `os` do.
 
 import ctypes
 import errno
+import fcntl
 import os
 import platform
 import struct
@@ -39,6 +40,8 @@ SYS_FUTEX: Final = {"x86_64": 202}.get(platform.machine(), 98)
 _CAPABILITIES_OF_THIS_THREAD: Final = struct.pack("=Ii", 0x20080522, 0)  # version 3 of the interface
 _STATX_BASIC: Final = 0x7FF
 _STATX_BTIME: Final = 0x800
+_FS_IOC_GETFSUUID: Final = 0x80111500
+_LONGEST_UUID: Final = 17
 # The same numbers on every architecture.
 _SYS_OPEN_TREE: Final = 428
 _SYS_OPENAT2: Final = 437
@@ -171,6 +174,29 @@ def statx_times(fd: int) -> Times:
     born = struct.unpack_from("=qI", buffer, 0x50)
     changed = struct.unpack_from("=qI", buffer, 0x60)
     return Times(born[0] * 1_000_000_000 + born[1], changed[0] * 1_000_000_000 + changed[1])
+
+
+def filesystem_id(fd: int) -> int:
+    """Return 64 bits that tell the filesystem of an open file from others, also when it has been mounted again.
+
+    That is statfs(2) f_fsid. But xfs makes that of the device number, which may be another disk's after the next start:
+    there it is of the UUID, which Linux 6.9 and later tell.
+    """
+    number = os.fstatvfs(fd).f_fsid
+    device = os.fstat(fd).st_dev
+    if number == _encoded(os.major(device), os.minor(device)):
+        answer = bytearray(_LONGEST_UUID)  # behind its length
+        try:
+            fcntl.ioctl(fd, _FS_IOC_GETFSUUID, answer)
+        except OSError:
+            return number
+        return int.from_bytes(answer[1:9])
+    return number
+
+
+def _encoded(major: int, minor: int) -> int:
+    """Return a device number as the kernel's new_encode_dev() has it."""
+    return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
 
 
 def syncfs(fd: int) -> None:

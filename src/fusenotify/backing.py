@@ -93,7 +93,7 @@ class Backing(Beneath):
     def __init__(self, source: str) -> None:
         """Open the directory `source` (OSError: as from open(2))."""
         super().__init__(source)
-        self._root_fsid = os.fstatvfs(self.root_fd).f_fsid
+        self._root_fsid = _linux.filesystem_id(self.root_fd)
         self._handle_flags: dict[int, int] = {}  # by filesystem: how identities are had; 0 where they are not
         self._kept = KeptDescriptors(_kept_at_most())
         # The filesystems of which handles can be opened.

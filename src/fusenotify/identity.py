@@ -17,7 +17,7 @@ class FileHandle(NamedTuple):
     The handle bytes embed the generation, so a reused inode number has another handle.
 
     Attributes:
-        fsid: the filesystem's id (statfs f_fsid, and the device number below the root: `Backing.fsid`).
+        fsid: the filesystem's id (`_linux.filesystem_id`; below the root see `Backing.fsid`).
         handle_type: how the filesystem encoded the bytes.
         handle_bytes: opaque.
     """
