@@ -101,6 +101,18 @@ async def test_power_failure(tmp_path: Path, number: int) -> None:
         assert await check(source, state_dir, taken, random) == len(taken)
 
 
+async def test_a_disk_that_fails_before_what_has_happened_is_looked_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with filesystem("xfs", tmp_path) as disk:
+        async with journalled(disk / "source", tmp_path / "state") as journal:
+            (disk / "source/file").touch()
+            await journal.export.hearing.caught_up()
+            _shut_down(disk)
+            await journal.cursor()
+    assert "stumbled" not in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])
 @pytest.mark.parametrize("is_behind", [False, True])
 async def test_contents_that_are_lost_behind_attributes_that_are_not(

@@ -32,7 +32,8 @@ class Looker:
         for path, is_there in _paths_of(steps):
             if path == b".":
                 if self._filesystems.answers_at(path):
-                    looks[path] = look_of(os.fstat(self._backing.root_fd), time.time_ns())
+                    with contextlib.suppress(OSError):
+                        looks[path] = look_of(os.fstat(self._backing.root_fd), time.time_ns())
                 continue
             directory, _, name = path.rpartition(b"/")
             in_it = names.setdefault(directory or b".", [])
@@ -56,6 +57,8 @@ class Looker:
                     with contextlib.suppress(OSError):
                         looks[prefix + name] = look_of(os.stat(name, dir_fd=fd, follow_symlinks=False), began)
             return look_of(os.fstat(fd), began)
+        except OSError:  # its disk has failed
+            return None
         finally:
             os.close(fd)
 
