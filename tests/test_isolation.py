@@ -92,10 +92,9 @@ def test_among_a_hundred_clients_those_that_misbehave_delay_nobody(mount: Mount,
         queue.send(Hello(1, 20), MARK)  # and nothing of it is ever read
         silent.append(queue)
         (mount.source / f"x{number}").touch()
-    for number in range(CLIENTS // 10):
-        for reader in readers:
-            reader.until(f"x{number}".encode())
+    names = [f"x{number}".encode() for number in range(CLIENTS // 10)]
     for reader in readers:
+        assert {record.path for record in reader.until(names[-1])} == set(names)
         reader.send(Sync(7))
         while not isinstance(reader.receive(), Done):
             pass
