@@ -173,8 +173,9 @@ class Group:
 
     def publish(self, news: News) -> None:
         """Queue what of some events the marks let through, or note it, if the group has fallen behind."""
-        if self.undivided is not None:
-            self._hand_on([(self.undivided, record) for record in news.usual])
+        undivided = self.undivided
+        if undivided is not None:
+            self._hand_on([(undivided, record) for record in news.usual])
         elif self.wants_handles:
             self._publish_selected(news.named, news.ways, news.named_sightings)
         elif len(self._index):
