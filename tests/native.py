@@ -55,8 +55,10 @@ class Heard(NamedTuple):
 class Program:
     """Watches paths below a directory, and writes down what it hears."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, patience: float = PATIENCE) -> None:
+        """Watch below `root`; what is not heard of for `patience` seconds is taken for lost."""
         self.root = root
+        self._patience = patience
         self._inotify = INotify(nonblocking=True)
         self._poll = select.poll()
         self._poll.register(self._inotify.fd, select.POLLIN)
@@ -94,7 +96,9 @@ class Program:
                     return heard
                 heard.append(event)
             self._unread = []
-            assert self._poll.poll(PATIENCE * 1000), f"{watch}/{name} was not heard of, but {list(map(str, heard))}"
+            assert self._poll.poll(self._patience * 1000), (
+                f"{watch}/{name} was not heard of, but {list(map(str, heard))}"
+            )
             self._unread = list(self._read())
 
     def drain(self, seconds: float) -> None:
@@ -166,7 +170,7 @@ def objects_below(root: Path) -> list[str]:
     return found
 
 
-def settle(mount: Mount) -> None:
+def settle(mount: Mount, patience: float = PATIENCE) -> None:
     """Return when what was done behind the mount is over: whoever begins to watch now hears nothing of it."""
-    with contextlib.closing(Program(mount.mountpoint)) as program:
+    with contextlib.closing(Program(mount.mountpoint, patience)) as program:
         Barrier(mount.source, program)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from fusenotify import _linux, inventory, scribe
+from fusenotify import _linux, hearing, inventory, scribe
 from fusenotify.answering import Named, looked_at
 from fusenotify.backing import Backing, acting_as
 from fusenotify.database import FILE_NAME, Database
@@ -57,6 +57,37 @@ async def test_changes_of_one_run(directory: Path) -> None:
         assert named((await journal.since("0"))[0]) == {(b"new", True), (b"kept", True), (b"c", True), (b"c/b", True)}
         changes, _ = await journal.since(then, b"c")
         assert named(changes) == {(b"c", True), (b"c/b", True)}
+
+
+async def test_what_changes_while_a_question_is_asked_is_in_the_next_answer(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = directory / "source"
+    names = {f"{number}".encode() for number in range(3000)}
+    monkeypatch.setattr(hearing, "_SLICE", 0.0)  # so that questions come whenever they may
+    async with journalled(source, directory / "state") as journal, trio.open_nursery() as nursery:
+        cursor = await journal.cursor()
+        named_so_far: set[bytes] = set()
+        is_made = trio.Event()
+
+        def touch() -> None:
+            for name in names:
+                (source / os.fsdecode(name)).touch()
+
+        async def make() -> None:
+            await trio.to_thread.run_sync(touch)
+            await journal.export.hearing.caught_up()
+            is_made.set()
+
+        nursery.start_soon(make)
+        has_ended = False
+        while not has_ended:
+            has_ended = is_made.is_set()
+            async with await journal.export.journal.since(cursor) as answer:
+                cursor = answer.cursor
+                while page := await answer.page():
+                    named_so_far.update(change.path for change in page)
+        assert named_so_far == names
 
 
 async def test_changes_while_the_daemon_was_down(directory: Path) -> None:

@@ -61,7 +61,7 @@ def test_both_sides_are_busy_on_the_same_names(directory: Path, what: str, watch
         on_mount = Worker(mount.mountpoint, SEED + 1, _SECONDS, what)
         program.drain(_SECONDS)
         changes, errors = behind.done()["changes"], set(on_mount.done()["errors"])
-        settle(mount)
+        settle(mount, _SECONDS + PATIENCE)  # tens of thousands of changes may wait by now
         assert errors <= _NATURAL
         assert_same(survey(mount.mountpoint, times=True), survey(mount.source, times=True))
         (mount.source / "end").touch()

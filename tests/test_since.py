@@ -603,6 +603,45 @@ def test_a_mark_that_goes_while_it_is_told_leaves_the_others(mount: Mount, go: R
     go(main)
 
 
+# Run before the daemon: a mark is answered when all that was recorded before it waits to be sent.
+ANSWERING_LATE = """
+import trio
+from fusenotify.recall import Recalls
+_begin = Recalls.begin
+async def begin(self, group, *arguments):
+    since = await _begin(self, group, *arguments)
+    while group.lag.doubt is not None:
+        await trio.sleep(0.001)
+    return since
+Recalls.begin = begin
+"""
+
+
+def test_what_is_told_of_a_mark_comes_behind_its_answer(directory: Path, go: Run[None]) -> None:
+    """Who reads while another task makes a mark knows nothing of that before."""
+    with patched(directory, ANSWERING_LATE) as mount:
+        (mount.source / "dir").mkdir()
+
+        async def main() -> None:
+            told: set[str | None] = set()
+            async with open_group() as group:
+                await group.mark(mount.mountpoint / "dir")
+
+                async def read() -> None:
+                    async for event in group:
+                        told.add(event.path)
+                        if event.path == "dir/end":
+                            return
+
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(read)
+                    await group.mark(mount.mountpoint, since="0")
+                    (mount.source / "dir" / "end").touch()
+            assert "dir" in told
+
+        go(main)
+
+
 # --- answers that nobody fetches -------------------------------------------------------------------------------------
 
 IMPATIENT = "import fusenotify.answering as a; a._PATIENCE = a._PATIENCE_FOR_PAGE = 0.2"

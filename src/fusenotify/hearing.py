@@ -210,8 +210,9 @@ class Hearing:
             await self._take_turns()
 
     async def _take_turns(self) -> None:
-        """Let others work when this has gone on for a while."""
+        """Let others work when this has gone on for a while; what has a position by then is published."""
         if time.perf_counter() >= self._slice_end:
+            self._publish(self._translator.gathered())
             await anyio.lowlevel.checkpoint()
             self._watcher.drain()
             self._slice_end = time.perf_counter() + _SLICE

@@ -214,12 +214,11 @@ class Journal:
         """
         if cursor.startswith("@"):
             cursor = await self._of_snapshot(cursor[1:])
-        self._history.position(cursor, self._position())  # malformed ones need not wait
         if self._answers >= _MOST_ANSWERS:
             raise LimitReached(f"{_MOST_ANSWERS} answers are being read; try again in a moment")
         self._answers += 1
         try:
-            await self._until(lambda: self._scribe.is_ready)
+            await self.ready(cursor)
             seq = await self._look_at_unheard()
             await self._until(lambda: self._scribe.is_ready)
             position = self._history.position(cursor, seq)
@@ -237,14 +236,27 @@ class Journal:
         answer.on_close = self._answered
         return answer
 
+    async def ready(self, cursor: str) -> None:
+        """Return when it can be said what has changed after a cursor: after the comparison of the start.
+
+        Raises:
+            BadCursor: it is malformed, of another tree, or there is no such snapshot.
+            DaemonGone: the daemon is about to end.
+        """
+        if cursor.startswith("@"):
+            cursor = await self._of_snapshot(cursor[1:])
+        self._history.position(cursor, self._position())  # malformed ones need not wait
+        await self._until(lambda: self._scribe.is_ready)
+
     def _answered(self) -> None:
         self._answers -= 1
 
     async def _look_at_unheard(self) -> int:
         """Write down what has changed, also where no event tells of it; return the position of that."""
         if not self._scribe.has_links and not self._scribe.is_partial:
-            await self._written(self._position())
-            return self._position()
+            seq = self._position()  # which is told before that is written: more may be told meanwhile
+            await self._written(seq)
+            return seq
         seq = self._advance()
         self._scribe.hurry(seq, looks_at_unheard=True)
         await self._written(seq)

@@ -118,6 +118,7 @@ class Peer:
         self._share = services.intake.open(credentials.uid)
         self._share.on_room = self._note_room
         self._group: Group | None = None
+        self._is_marking = False  # until that is answered no events are sent: the client does not know the mark yet
         self._inquiry = Inquiry(
             self.uid, base, services.journal, services.answers, services.groups, services.position, self._readable,
             self._quiet,
@@ -193,7 +194,9 @@ class Peer:
                 self._request_came = trio.Event()
                 while self._requests:
                     await self._wait_read()
-                    self._answer(await self._reply_to(self._requests[0][0]))
+                    reply = await self._reply_to(self._requests[0][0])
+                    self._is_marking = False
+                    self._answer(reply)
                     self._asked -= self._requests.popleft()[1]
                     self._note_progress()
                     await trio.lowlevel.checkpoint()  # most requests are carried out without any wait
@@ -241,7 +244,7 @@ class Peer:
             raise ProtocolError("the first message has to be `hello`")
         match request:
             case AddMark():
-                return await self._mark(self._group, request)
+                return await self._add_mark(self._group, request)
             case RemoveMark():
                 self._group.remove(request.mark)
                 await self._services.attentive()
@@ -268,11 +271,14 @@ class Peer:
     def _tell_output(self) -> None:
         self.on_output()  # which may have been set after the group was opened
 
-    async def _mark(self, group: Group, request: AddMark) -> Done:
+    async def _add_mark(self, group: Group, request: AddMark) -> Done:
         """Add a mark; what happened before is not told, so that nothing is heard twice or by halves."""
         check_mark(request)
         self._services.groups.check_reach(self._credentials.uid, request.scope)
         self._services.groups.check_room(self._credentials.uid)
+        if request.since is not None:
+            await self._services.journal.ready(request.since)  # which may take long: nothing is held up by it yet
+        self._is_marking = True
         for _ in range(_MARK_ATTEMPTS):
             with contextlib.closing(await self._readable(request.path)) as found:
                 await self._services.caught_up()
@@ -336,7 +342,7 @@ class Peer:
     @property
     def has_output(self) -> bool:
         """Whether there is something to send."""
-        return bool(self._answers or (self._group is not None and len(self._group.queue)))
+        return bool(self._answers or (self._group is not None and not self._is_marking and len(self._group.queue)))
 
     def output(self, size: int) -> bytes:
         """Return whole frames of at most `size` bytes in all; empty when nothing waits.
@@ -364,7 +370,7 @@ class Peer:
 
     def _event_frame(self, room: int, *, required: bool) -> bytes | None:
         """Return the next frame of events that fits, None if there is none; raise if one is required and none fits."""
-        if self._group is None:
+        if self._group is None or self._is_marking:
             return None
         queue = self._group.queue
         count = _EVENTS_PER_FRAME

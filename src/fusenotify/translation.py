@@ -78,6 +78,10 @@ class Translator:
         """Say when what is told from now on was heard."""
         self._teller.time_ns = time_ns
 
+    def gathered(self) -> list[EventRecord]:
+        """Return what has been told and not been yielded yet."""
+        return self._teller.gathered()
+
     def lose(self, time_ns: int) -> Iterator[list[EventRecord]]:
         """Tell that events are lost."""
         self.at(time_ns)
