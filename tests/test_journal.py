@@ -213,6 +213,23 @@ async def test_a_file_that_is_changed_by_another_name_is_named_by_all(directory:
         assert named((await journal.since(cursor))[0]) == {(b"a/file", True), (b"b/link", True)}
 
 
+async def test_a_directory_takes_the_place_of_a_file_with_several_names(directory: Path) -> None:
+    """Such files are looked at with each question, and what has come to the name of one is another object."""
+    source = directory / "source"
+    async with journalled(source, directory / "state") as journal:
+        (source / "one").touch()
+        (source / "other").hardlink_to(source / "one")
+        cursor = await journal.cursor()
+        (source / "one").unlink()
+        (source / "one").mkdir()
+        (source / "one/file").touch()
+        changes, _ = await journal.since(cursor)
+        assert {(b"one", True), (b"one/file", True)} <= named(changes)
+        (source / "one/file").write_text("more")
+        changes, _ = await journal.since(cursor)
+        assert {(b"one", True), (b"one/file", True)} <= named(changes)
+
+
 async def test_snapshots_keep_history(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scribe, "MOST_TOMBSTONES", 20)
     monkeypatch.setattr(scribe, "_HOUSEKEEPING", 1)

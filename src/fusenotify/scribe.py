@@ -311,8 +311,9 @@ class Scribe:
             touched.update(self._written_down(directories))
             self._entries.follow(steps, self._history.start, looks)
             for row, look in links:
-                self._entries.touch(row, look, self._history.start + task.seq)
-                touched.add(self._entries.inode_at(row.parent))
+                if self._entries.find(row.parent, row.name) == row:  # else an event has told of it
+                    self._entries.touch(row, look, self._history.start + task.seq)
+                    touched.add(self._entries.inode_at(row.parent))
             for path, look in older.items():
                 self._entries.look_again(path, look)
                 touched.add(self._entries.inode_of(path.rpartition(b"/")[0] or b"."))
