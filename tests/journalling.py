@@ -181,6 +181,9 @@ class Workload:
         if path != side and self._random.random() < 0.3:
             shutil.rmtree(path)
 
+    def _link(self, side: Path) -> None:
+        self._new(side).hardlink_to(self._pick(side, is_dir=False))
+
     def _move(self, side: Path) -> None:
         self._pick(side, is_dir=False).rename(self._new(side))
 
@@ -195,5 +198,5 @@ class Workload:
 
 _CHANGES = (
     Workload._write, Workload._write, Workload._overwrite, Workload._replace, Workload._mkdir, Workload._remove,
-    Workload._remove_tree, Workload._move, Workload._move_directory, Workload._chmod,
+    Workload._remove_tree, Workload._link, Workload._move, Workload._move_directory, Workload._chmod,
 )  # fmt: skip
