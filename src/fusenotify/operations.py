@@ -38,7 +38,7 @@ _RESERVED: Final = QUEUE_DIRECTORY.encode()
 _REPLAY_PATIENCE: Final = 1.0  # seconds that one gets before what a replayer asks of it is refused
 # Seconds that attributes wait for a replay at most: it may wait for who asks, as lseek(2) holds a lock then. That is
 # rare, and on a busy machine a replay takes its time.
-_OVERTAKING_PATIENCE: Final = 0.2
+_OVERTAKING_PATIENCE: Final = 0.5
 _LISTING_PATIENCE: Final = 0.2  # seconds that a filesystem gets to answer before it is listed unseen
 _FOR_THE_JOURNAL: Final = -1  # on whose account is waited for it
 _ALWAYS_READY: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
