@@ -143,7 +143,8 @@ class Workload:
         directories = [side, *(path for path in side.glob("**/*") if path.is_dir())]
         if is_dir:
             return self._random.choice(directories)
-        files = [path for path in self._random.choice(directories).iterdir() if not path.is_dir()]
+        # A name that stood for a fifo would keep who writes waiting.
+        files = [path for path in self._random.choice(directories).iterdir() if stat.S_ISREG(path.lstat().st_mode)]
         return self._random.choice(files) if files else side / "nothing"
 
     def _new(self, side: Path) -> Path:
