@@ -213,6 +213,21 @@ async def test_a_file_that_is_changed_by_another_name_is_named_by_all(directory:
         assert named((await journal.since(cursor))[0]) == {(b"a/file", True), (b"b/link", True)}
 
 
+async def test_a_file_that_was_not_seen_under_its_name_may_have_others(directory: Path) -> None:
+    """It was told of where its directory is no longer."""
+    source = directory / "source"
+    (source / "a").mkdir(parents=True)
+    async with journalled(source, directory / "state") as journal:
+        await journal.cursor()
+        (source / "a/file").touch()
+        (source / "a").rename(source / "b")
+        (source / "other").hardlink_to(source / "b/file")
+        await journal.since("0")
+        cursor = await journal.cursor()
+        (source / "other").chmod(0o600)
+        assert named((await journal.since(cursor))[0]) == {(b"b/file", True), (b"other", True)}
+
+
 async def test_a_directory_takes_the_place_of_a_file_with_several_names(directory: Path) -> None:
     """Such files are looked at with each question, and what has come to the name of one is another object."""
     source = directory / "source"

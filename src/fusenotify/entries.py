@@ -14,7 +14,7 @@ from typing import Final
 
 from fusenotify.digest import Note, Step
 from fusenotify.events import DELETE, EXCHANGE, IS_DIR, OTHER_IS_DIR, EventRecord
-from fusenotify.rows import DIRECTORY, IS_DIRECTORY, IS_PRESENT, ROOT_ID, UNSEEN, Known, Look, Row
+from fusenotify.rows import DIRECTORY, IS_DIRECTORY, IS_PRESENT, ROOT_ID, UNSEEN, Known, Look, Row, unseen
 
 _MOST_CACHED: Final = 1 << 16
 _PURGED_AT_ONCE: Final = 2000
@@ -135,7 +135,7 @@ class Entries:
         if row is not None and row.kind == IS_PRESENT | is_dir:
             return row
         parent, name = place
-        row = self.put(parent, name, row, UNSEEN._replace(is_dir=is_dir), changed, changed)
+        row = self.put(parent, name, row, unseen(is_dir=is_dir), changed, changed)
         if is_dir:
             self.unlisted.append(row.id)
         return row
@@ -189,7 +189,8 @@ class Entries:
         elif look is not None and look.is_dir == bool(row.kind & IS_DIRECTORY):
             self._update(row.id, row.kind, look, changed, row.born, row.gone)
         else:  # it is gone again, or something else: that is still to be told
-            self._update(row.id, row.kind, UNSEEN._replace(inode=row.inode), changed, row.born, row.gone)
+            look = unseen(is_dir=False) if row.kind == IS_PRESENT else UNSEEN
+            self._update(row.id, row.kind, look._replace(inode=row.inode), changed, row.born, row.gone)
 
     def note_links(self, look: Look) -> None:
         """Take note of the other names of a file: a change is told for one of them only."""
@@ -298,7 +299,7 @@ class Entries:
         for name in missing:
             row = self.find(number, name)
             if row is None or row.kind != DIRECTORY:
-                row = self.put(number, name, row, UNSEEN._replace(is_dir=True), changed, changed)
+                row = self.put(number, name, row, unseen(is_dir=True), changed, changed)
                 self.unlisted.append(row.id)
             number = row.id
             known = name if known == b"." else known + b"/" + name
@@ -383,4 +384,4 @@ class Entries:
 
 def _told(look: Look | None, is_dir: bool) -> Look:
     """Return what was seen of an object that was told of, unless it was its successor: that is still to be told."""
-    return look if look is not None and look.is_dir == is_dir else UNSEEN._replace(is_dir=is_dir)
+    return look if look is not None and look.is_dir == is_dir else unseen(is_dir=is_dir)

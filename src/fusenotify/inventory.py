@@ -17,7 +17,7 @@ from fusenotify import _linux
 from fusenotify.backing import Backing
 from fusenotify.entries import Entries
 from fusenotify.filesystems import Filesystems
-from fusenotify.rows import DIRECTORY, IS_PRESENT, ROOT_ID, UNSEEN, Look, look_of, signed
+from fusenotify.rows import DIRECTORY, IS_PRESENT, ROOT_ID, UNSEEN, Look, look_of, signed, unseen
 
 _DIRECTORIES_AT_ONCE: Final = 256
 _ENTRIES_AT_ONCE: Final = 4096  # looked at between two transactions, and a directory more
@@ -205,7 +205,7 @@ class Inventory:
                 known = rows.get(name)
                 if status is None:
                     if known is None or known.kind != DIRECTORY:
-                        found.append((directory, name, UNSEEN._replace(is_dir=True)))
+                        found.append((directory, name, unseen(is_dir=True)))
                     elif self._goes_down:
                         self._push(directory, name, known.id, UNSEEN)
                     continue

@@ -18,7 +18,7 @@ class Look(NamedTuple):
 
     Attributes:
         inode, size, mtime, ctime: of stat(2), times in nanoseconds; a `ctime` of 0 equals no other one.
-        links: how many names it has; 1 for directories.
+        links: how many names it has, or may have; 1 for directories.
         is_dir: whether it is a directory.
     """
 
@@ -31,6 +31,11 @@ class Look(NamedTuple):
 
 
 UNSEEN: Final = Look(0, 0, 0, 0, 1, False)
+
+
+def unseen(*, is_dir: bool) -> Look:
+    """Return what is known of what is there and could not be seen: a file may have several names."""
+    return UNSEEN._replace(links=1 if is_dir else 2, is_dir=is_dir)
 
 
 def look_of(status: os.stat_result, began: int) -> Look:
