@@ -213,6 +213,21 @@ async def test_a_file_that_is_changed_by_another_name_is_named_by_all(directory:
         assert named((await journal.since(cursor))[0]) == {(b"a/file", True), (b"b/link", True)}
 
 
+async def test_a_file_that_is_changed_as_soon_as_it_has_another_name_is_named_by_both(directory: Path) -> None:
+    """A directory comes with what is in it, and nothing more is told of that."""
+    source = directory / "source"
+    async with journalled(source, directory / "state") as journal:
+        (source / "file").touch()
+        outside = directory / "outside"
+        outside.mkdir()
+        cursor = await journal.cursor()
+        (outside / "link").hardlink_to(source / "file")
+        (outside / "link").chmod(0o600)
+        outside.rename(source / "dir")
+        changes, _ = await journal.since(cursor)
+        assert {(b"file", True), (b"dir/link", True)} <= named(changes)
+
+
 async def test_a_file_that_was_not_seen_under_its_name_may_have_others(directory: Path) -> None:
     """It was told of where its directory is no longer."""
     source = directory / "source"

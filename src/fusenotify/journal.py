@@ -253,9 +253,9 @@ class Journal:
 
     async def _look_at_unheard(self) -> int:
         """Write down what has changed, also where no event tells of it; return the position of that."""
+        seq = self._position()  # more may be told while that is written
+        await self._written(seq)  # by which it is known what has several names
         if not self._scribe.has_links and not self._scribe.is_partial:
-            seq = self._position()  # which is told before that is written: more may be told meanwhile
-            await self._written(seq)
             return seq
         seq = self._advance()
         self._scribe.hurry(seq, looks_at_unheard=True)
