@@ -106,6 +106,7 @@ async def test_a_disk_that_fails_before_what_has_happened_is_looked_at(
 ) -> None:
     with filesystem("xfs", tmp_path) as disk:
         async with journalled(disk / "source", tmp_path / "state") as journal:
+            await journal.cursor()  # by then the tree has been looked at
             (disk / "source/file").touch()
             await journal.export.hearing.caught_up()
             _shut_down(disk)
