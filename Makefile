@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
-JOBS ?= 3
+JOBS ?= 2
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -10,6 +10,8 @@ STAMP := $(VENV)/.installed
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 export PYTHON
+# The tests start thousands of programs; to compile each of them anew takes a quarter of their time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test soak check format bench clean
@@ -17,7 +19,7 @@ export PYTHON
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  ARGS="…" is handed on by demo, test, soak and bench; PYTHON=… chooses the interpreter;'
-	@echo '  JOBS=N has N processes run the tests (3; 0: this one, as for a debugger).'
+	@echo '  JOBS=N has N processes run the tests (2; 0: this one, as for a debugger).'
 
 setup: $(STAMP) ## install what is missing: Debian packages, .venv, Python packages
 
