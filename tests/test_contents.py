@@ -155,3 +155,17 @@ def test_contents(mount_of: Mount, steps: list[tuple[Any, ...]]) -> None:
         model.check()
     finally:
         model.close()
+
+
+def test_a_change_behind_is_seen_whatever_is_answered_to_others_of_the_file(mount_of: Mount) -> None:
+    """The kernel takes attributes in the answer to a change of them, and looks for no change of the content there."""
+    behind = mount_of.source / "attributes"
+    behind.write_bytes(b"old")
+    fd = os.open(mount_of.mountpoint / "attributes", os.O_RDWR)
+    try:
+        assert os.pread(fd, 3, 0) == b"old"
+        behind.write_bytes(b"new")
+        os.fchmod(fd, 0o600)
+        assert os.pread(fd, 3, 0) == b"new"
+    finally:
+        os.close(fd)

@@ -155,6 +155,27 @@ def test_random_changes_arrive_in_order(mount: Mount, seed: int) -> None:
     assert replays(mount)["fell_back"] == 0
 
 
+def test_nothing_old_is_read_once_changes_have_been_replayed(mount: Mount) -> None:
+    """A replay makes the kernel take attributes, and its pages of the file have to go with the old ones."""
+    behind = mount.source / "file"
+    behind.write_bytes(b"00000000")
+    settle(mount)
+    with contextlib.ExitStack() as stack:
+        program = stack.enter_context(contextlib.closing(Program(mount.mountpoint)))
+        barrier = Barrier(mount.source, program)
+        program.watch("file")
+        reader = os.open(mount.mountpoint / "file", os.O_RDONLY)
+        stack.callback(os.close, reader)
+        writer = os.open(behind, os.O_WRONLY)
+        stack.callback(os.close, writer)
+        for number in range(900):
+            os.pwrite(writer, b"%08d" % number, 0)
+            os.pread(reader, 8, 0)
+            if number % 3 == 2:
+                barrier.heard()
+                assert os.pread(reader, 8, 0) == b"%08d" % number
+
+
 def times_of(root: Path) -> dict[str, tuple[Any, ...]]:
     """Return every path below a directory with its number, size and all its times."""
     found = {}

@@ -17,7 +17,7 @@ import trio
 
 from fusenotify import events
 from fusenotify._linux import proc_path
-from fusenotify.attributes import answer_of, entry_of
+from fusenotify.attributes import answer_of, entry_of, unchecked
 from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID, Node
 from fusenotify.nodes import Nodes
 from fusenotify.plans import Pending, Place, Plan
@@ -42,13 +42,13 @@ class _Taking:
 
     Attributes:
         nodeid: which.
-        stamp: of the last answer.
+        stamp: of the last answer; None where that was `unchecked`.
         is_overtaken: whether somebody else has asked since, and the file has changed.
         is_over: set when the kernel has taken them, and they are as new as those that others are told.
     """
 
     nodeid: int
-    stamp: tuple[int, int] = (0, 0)
+    stamp: tuple[int, int] | None = None
     is_overtaken: bool = False
     is_over: trio.Event = field(default_factory=trio.Event)
 
@@ -264,7 +264,7 @@ class Replay:
         if plan.kind != asked or plan.subject is None or nodeid != plan.subject.nodeid:
             raise stale()
         plan.made = True
-        return self._attributes(plan.subject)
+        return unchecked(self._attributes(plan.subject, is_checked=False))
 
     def _mknod(self, plan: Plan, parent: int, name: bytes, mode: int, rdev: int) -> pyfuse3.EntryAttributes:
         return self._make(plan, parent, name)
@@ -341,22 +341,23 @@ class Replay:
             self._taking.is_over.set()
             self._taking = None
 
-    def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
-        """Return the attributes of a node, made up where it is gone."""
+    def _attributes(self, node: Node, *, is_checked: bool = True) -> pyfuse3.EntryAttributes:
+        """Return the attributes of a node, made up where it is gone; see `unchecked` for `is_checked`."""
         try:
             with self._nodes.descriptor(node) as fd:
                 told = answer_of(node, os.fstat(fd))
         except OSError:
             return _made_up(node)
         if node.file_type == stat.S_IFREG:
-            self._take(node, told)
+            self._take(node, told, is_checked=is_checked)
         return told
 
-    def _take(self, node: Node, told: pyfuse3.EntryAttributes) -> None:
+    def _take(self, node: Node, told: pyfuse3.EntryAttributes, *, is_checked: bool) -> None:
         if self._taking is None or self._taking.nodeid != node.nodeid:
             self._have_taken()
             self._taking = _Taking(node.nodeid)
-        self._taking.stamp, self._taking.is_overtaken = _stamp(told), False
+        self._taking.stamp = _stamp(told) if is_checked else None
+        self._taking.is_overtaken &= not is_checked
 
 
 def _is_at(place: Place | None, nodeid: int, name: bytes) -> bool:
