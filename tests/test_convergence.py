@@ -32,7 +32,7 @@ from tests.soak import SEED, examples
 from tests.test_overflow import blackout
 from tests.workload import NOISE, Workload, overflow_fanotify, overflow_inotify
 
-RUNS = examples(100, 7000)  # with each kind of daemon
+RUNS = examples(70, 7000)  # with each kind of daemon
 CHANGES = 12  # in one step, by all threads together
 LINKS = threading.Lock()
 # Of few paths only it is noted one by one that a group has missed them; directories stand for the others.

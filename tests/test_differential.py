@@ -522,7 +522,7 @@ def sides_of_a_user(tmpfs: Path) -> Iterator[Sides]:
 
 @pytest.mark.timeout(examples(900, 7200))  # shrinking takes long
 @settings(
-    max_examples=examples(75, 3000),
+    max_examples=examples(50, 3000),
     deadline=None,
     print_blob=True,
     report_multiple_bugs=False,
@@ -536,7 +536,7 @@ def test_the_mount_answers_as_a_plain_directory(sides: Sides, sequence: list[Ste
 
 @pytest.mark.timeout(examples(900, 7200))
 @settings(
-    max_examples=examples(75, 3000),
+    max_examples=examples(50, 3000),
     deadline=None,
     print_blob=True,
     report_multiple_bugs=False,

@@ -106,7 +106,7 @@ def test_a_number_used_again_while_the_old_file_is_held(directory: Path) -> None
     with ext4_mounted(directory) as mount, contextlib.ExitStack() as stack:
         watcher = INotify(nonblocking=True)
         stack.callback(watcher.close)
-        for turn in range(examples(1000, 10_000)):
+        for turn in range(examples(600, 10_000)):
             old, new = (mount.source / f"{name}{turn % 7}" for name in ("a", "b"))
             old.write_text(f"old {turn}")
             seen_old, seen_new = mount.mountpoint / old.name, mount.mountpoint / new.name
@@ -397,7 +397,7 @@ def test_the_tree_changes_wildly_while_it_is_used(directory: Path, kind: str) ->
             root_fd = os.open(mount.mountpoint, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 choose = random.Random(seed + 1)
-                for _ in range(examples(400, 10_000)):
+                for _ in range(examples(250, 10_000)):
                     failed = error_of(lambda: use(root_fd, choose))
                     if failed is not None and failed not in _EXPECTED:
                         failures.append(failed)
