@@ -606,14 +606,17 @@ def test_a_mark_that_goes_while_it_is_told_leaves_the_others(mount: Mount, go: R
 # Run before the daemon: a mark is answered when all that was recorded before it waits to be sent.
 ANSWERING_LATE = """
 import trio
+from fusenotify.group import Group
 from fusenotify.recall import Recalls
-_begin = Recalls.begin
-async def begin(self, group, *arguments):
-    since = await _begin(self, group, *arguments)
-    while group.lag.doubt is not None:
-        await trio.sleep(0.001)
-    return since
-Recalls.begin = begin
+_begin, _catch_up = Recalls.begin, Group.catch_up
+caught_up = trio.Event()
+def catch_up(self, *arguments):
+    _catch_up(self, *arguments)
+    caught_up.set()
+async def begin(self, *arguments):
+    await _begin(self, *arguments)
+    await caught_up.wait()
+Group.catch_up, Recalls.begin = catch_up, begin
 """
 
 

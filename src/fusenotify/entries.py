@@ -198,11 +198,11 @@ class Entries:
         self._connection.execute(others, (look.links, look.inode, IS_PRESENT))
 
     def has_links(self) -> bool:
-        """Whether there are files with several names."""
+        """Whether there are files that have or may have several names."""
         return self._connection.execute("SELECT 1 FROM entry WHERE links > 1 LIMIT 1").fetchone() is not None
 
     def linked(self) -> list[tuple[bytes, Row]]:
-        """Return the paths and rows of files with several names."""
+        """Return the paths and rows of files that have or may have several names."""
         found = []
         for row in map(Row._make, self._connection.execute(f"SELECT {_COLUMNS} FROM entry WHERE links > 1").fetchall()):
             above = self.path_of(row.parent)

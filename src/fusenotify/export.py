@@ -141,7 +141,7 @@ class Export:
         )
         self._locator = Locator(self.backing, self.table, self.tree, self.whereabouts, sealer)
         self._answers = Answers(self.journal)
-        self._recalls = Recalls(self.journal, self._answers)
+        self._recalls = Recalls(self._answers)
         self._root = Root(self.backing, str(source), self.filesystems)
 
     async def crawl(self) -> None:

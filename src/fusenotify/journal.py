@@ -212,13 +212,12 @@ class Journal:
             LimitReached: too many answers are being read.
             DaemonGone: the daemon is about to end.
         """
-        if cursor.startswith("@"):
-            cursor = await self._of_snapshot(cursor[1:])
+        cursor = await self._checked(cursor)
         if self._answers >= _MOST_ANSWERS:
             raise LimitReached(f"{_MOST_ANSWERS} answers are being read; try again in a moment")
         self._answers += 1
         try:
-            await self.ready(cursor)
+            await self._until(lambda: self._scribe.is_ready)
             seq = await self._look_at_unheard()
             await self._until(lambda: self._scribe.is_ready)
             position = self._history.position(cursor, seq)
@@ -236,17 +235,25 @@ class Journal:
         answer.on_close = self._answered
         return answer
 
-    async def ready(self, cursor: str) -> None:
-        """Return when it can be said what has changed after a cursor: after the comparison of the start.
+    async def ready(self, cursor: str) -> str:
+        """Return, when it can be said what has changed after a cursor, that cursor; of a snapshot, the one it keeps.
+
+        That is after the comparison of the start.
 
         Raises:
             BadCursor: it is malformed, of another tree, or there is no such snapshot.
             DaemonGone: the daemon is about to end.
         """
+        cursor = await self._checked(cursor)
+        await self._until(lambda: self._scribe.is_ready)
+        return cursor
+
+    async def _checked(self, cursor: str) -> str:
+        """Return a cursor that makes sense, which is known without any wait; of a snapshot, the one it keeps."""
         if cursor.startswith("@"):
             cursor = await self._of_snapshot(cursor[1:])
-        self._history.position(cursor, self._position())  # malformed ones need not wait
-        await self._until(lambda: self._scribe.is_ready)
+        self._history.position(cursor, self._position())
+        return cursor
 
     def _answered(self) -> None:
         self._answers -= 1

@@ -244,7 +244,7 @@ class Peer:
             raise ProtocolError("the first message has to be `hello`")
         match request:
             case AddMark():
-                return await self._add_mark(self._group, request)
+                return await self._mark(self._group, request)
             case RemoveMark():
                 self._group.remove(request.mark)
                 await self._services.attentive()
@@ -271,19 +271,21 @@ class Peer:
     def _tell_output(self) -> None:
         self.on_output()  # which may have been set after the group was opened
 
-    async def _add_mark(self, group: Group, request: AddMark) -> Done:
+    async def _mark(self, group: Group, request: AddMark) -> Done:
         """Add a mark; what happened before is not told, so that nothing is heard twice or by halves."""
         check_mark(request)
         self._services.groups.check_reach(self._credentials.uid, request.scope)
         self._services.groups.check_room(self._credentials.uid)
-        if request.since is not None:
-            await self._services.journal.ready(request.since)  # which may take long: nothing is held up by it yet
+        since = request.since
+        if since is not None:
+            since = await self._services.journal.ready(since)  # which may take long: nothing is held up by it yet
         self._is_marking = True
         for _ in range(_MARK_ATTEMPTS):
             with contextlib.closing(await self._readable(request.path)) as found:
                 await self._services.caught_up()
                 if self._services.groups.mark(group, request, found):
-                    since = await self._recall(group, request) if request.since is not None else None
+                    if since is not None:
+                        await self._recall(group, request, since)
                     await self._services.attentive()
                     return Done(request.request, self._services.position(), since)
         raise NotPermitted(
@@ -291,15 +293,14 @@ class Peer:
             "something else was there; try again when nobody renames anything on the way to it"
         )
 
-    async def _recall(self, group: Group, request: AddMark) -> str:
-        """Have a mark, which has just been made, told what it asks for of the time before it; else there is no mark."""
+    async def _recall(self, group: Group, request: AddMark, since: str) -> None:
+        """Have a mark, which has just been made, told what has changed since a cursor; else there is no mark."""
         mark = group.mark_of(request.mark)
         assert mark is not None
-        assert request.since is not None
         path = b"." if request.scope == FILESYSTEM else request.path
         reach = Reach(self._base, path_of(self._base, path), request.scope)
         try:
-            return await self._services.recalls.begin(group, mark, reach, request.since, self._services.position())
+            await self._services.recalls.begin(group, mark, reach, since, self._services.position())
         except BaseException:
             if group.mark_of(request.mark) is mark:
                 group.remove(request.mark)
@@ -342,7 +343,13 @@ class Peer:
     @property
     def has_output(self) -> bool:
         """Whether there is something to send."""
-        return bool(self._answers or (self._group is not None and not self._is_marking and len(self._group.queue)))
+        group = self._telling
+        return bool(self._answers or (group is not None and len(group.queue)))
+
+    @property
+    def _telling(self) -> Group | None:
+        """The group, if events of it may be sent now."""
+        return None if self._is_marking else self._group
 
     def output(self, size: int) -> bytes:
         """Return whole frames of at most `size` bytes in all; empty when nothing waits.
@@ -370,16 +377,17 @@ class Peer:
 
     def _event_frame(self, room: int, *, required: bool) -> bytes | None:
         """Return the next frame of events that fits, None if there is none; raise if one is required and none fits."""
-        if self._group is None or self._is_marking:
+        group = self._telling
+        if group is None:
             return None
-        queue = self._group.queue
+        queue = group.queue
         count = _EVENTS_PER_FRAME
         while (waiting := queue.peek(count)) is not None:
             mark, batch = waiting
             frame = protocol.encode_events(mark, batch)
             if len(frame) <= room:
                 queue.pop()
-                self._group.note_room()
+                group.note_room()
                 self._services.sent.note((time.time_ns() - batch.time_ns) * 1e-9, len(batch))
                 return frame
             if len(batch) == 1:

@@ -156,8 +156,7 @@ class Pieces:
 class Recalls:
     """Tells marks of the time before them."""
 
-    def __init__(self, journal: Journal, answers: Answers) -> None:
-        self._journal = journal
+    def __init__(self, answers: Answers) -> None:
         self._answers = answers
         self._nursery: trio.Nursery | None = None
 
@@ -166,8 +165,8 @@ class Recalls:
         async with trio.open_nursery() as self._nursery:
             await trio.sleep_forever()
 
-    async def begin(self, group: Group, mark: Mark, reach: Reach, cursor: str, position: int) -> str:
-        """Have a mark, which was made at a position, told what has changed since a cursor; return that as one to keep.
+    async def begin(self, group: Group, mark: Mark, reach: Reach, cursor: str, position: int) -> None:
+        """Have a mark, which was made at a position, told what has changed since a cursor.
 
         From the call on, before it waits for anything, what happens is told to the group only behind that.
 
@@ -179,19 +178,11 @@ class Recalls:
         recall = _Recall(group, mark, reach)
         group.recall(mark.number, recall, position)
         try:
-            since = await self._lasting(cursor)
             assert self._nursery is not None
-            await self._nursery.start(recall.run, self._answers, since)
+            await self._nursery.start(recall.run, self._answers, cursor)
         except BaseException:
             group.lag.end_supply(recall)
             raise
-        return since
-
-    async def _lasting(self, cursor: str) -> str:
-        """Return the cursor that a snapshot is of now."""
-        if cursor.startswith("@"):
-            return next((one.cursor for one in await self._journal.snapshots() if one.name == cursor[1:]), cursor)
-        return cursor
 
 
 class _Recall:

@@ -64,7 +64,7 @@ class Scribe:
         is_ready: the tree has been compared since the start.
         is_failing: the disk takes nothing.
         written: everything up to this event is in the database.
-        has_links: there are files with several names, which events may not tell of.
+        has_links: there are files that have or may have several names, which events may not tell of.
     """
 
     def __init__(
