@@ -46,7 +46,7 @@ class Worker:
         return result
 
 
-@pytest.mark.timeout(max(_SECONDS.values()) + 120)
+@pytest.mark.timeout(2 * max(_SECONDS.values()) + 120)
 @pytest.mark.parametrize("what", _SECONDS)
 def test_both_sides_are_busy_on_the_same_names(directory: Path, what: str, watching: Callable[..., Watch]) -> None:
     seconds = _SECONDS[what]
