@@ -1,6 +1,7 @@
 """What has changed since a cursor: asked for once, and as the beginning of a stream that goes on live."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import pytest
 import fusenotify
 from fusenotify import BadCursor, Event, HistoryGone, Kind, NotAMount, Scope, UsageError, open_group, protocol, watch
 from fusenotify.protocol import Changes, FrameBuffer, More, Refusal, Since
+from tests.filesystems import filesystem
 from tests.harness import FUSENOTIFY, Mount, Restartable, Watch, mounted, patched, run
 from tests.names import Names, follow_until, survey
 from tests.reading import Run
@@ -601,6 +603,100 @@ def test_a_mark_that_goes_while_it_is_told_leaves_the_others(mount: Mount, go: R
             assert event.mark is kept
 
     go(main)
+
+
+async def recorded(mount: Mount, cursor: str) -> list[tuple[Kind, str | None, str | None]]:
+    """What is told of the time since a cursor: kind, old path, path; but for directories that are named themselves."""
+    async with open_group() as group:
+        mark = await group.mark(mount.mountpoint, since=cursor)
+        told: list[Event] = []
+        while mark.live is None:
+            told += await group.batch()
+        return [(event.kind, event.old_path, event.path) for event in told if event.kind is not Kind.MODIFY]
+
+
+def fill_for_renames(source: Path) -> None:
+    for name in ("file", "dir/below/file", "chain", "over", "other"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+
+
+def rename_all(source: Path) -> None:
+    """Rename a file, a directory, something twice, and something to a name that was used."""
+    (source / "file").rename(source / "new")
+    (source / "dir/below/file").unlink()
+    (source / "dir/made").touch()
+    (source / "dir").rename(source / "moved")
+    (source / "chain").rename(source / "link")
+    (source / "link").rename(source / "end")
+    (source / "over").rename(source / "other")
+
+
+RENAMED = {
+    (Kind.RENAME, "file", "new"), (Kind.RENAME, "dir", "moved"), (Kind.CREATE, None, "moved/below"),
+    (Kind.CREATE, None, "moved/made"), (Kind.RENAME, "chain", "end"), (Kind.RENAME, "over", "other"),
+}  # fmt: skip
+GONE = {(Kind.DELETE, None, "moved/below/file"), (Kind.DELETE, None, "link")}  # which nobody knew by these names
+
+
+def test_renames_are_recorded_as_such(mount: Mount, go: Run[None]) -> None:
+    async def main() -> None:
+        fill_for_renames(mount.source)
+        cursor = await fusenotify.cursor(mount.mountpoint)
+        rename_all(mount.source)
+        told = await recorded(mount, cursor)
+        # What was renamed twice at once has not been seen under the name between.
+        twice = {(Kind.DELETE, None, "chain"), (Kind.CREATE, None, "end")}
+        assert set(told) - GONE in (RENAMED, RENAMED - {(Kind.RENAME, "chain", "end")} | twice)
+        assert len(told) == len(set(told))
+
+    go(main)
+
+
+def test_renames_while_nobody_was_there_are_found(restart: Callable[[signal.Signals], Mount], go: Run[None]) -> None:
+    mount = restart(signal.SIGTERM)
+    fill_for_renames(mount.source)
+    cursor = cursor_of(mount.mountpoint)
+    mount = restart(signal.SIGTERM)  # by an end everything has been seen as it is
+    mount.stop()
+    rename_all(mount.source)
+    mount = restart(signal.SIGTERM)
+
+    async def main() -> None:
+        assert set(await recorded(mount, cursor)) - GONE == RENAMED
+
+    go(main)
+
+
+def made_in(directory: Path, name: str) -> int:
+    """Make a file and return its inode number."""
+    (directory / name).touch()
+    return (directory / name).stat().st_ino
+
+
+def test_what_has_the_number_of_something_that_is_gone_was_not_renamed(tmp_path: Path, go: Run[None]) -> None:
+    with filesystem("ext4", tmp_path) as disk:
+        service = Restartable(disk)
+        try:
+            (service.source / "old").touch()
+            cursor = cursor_of(service.mount.mountpoint)
+            number = (service.source / "old").stat().st_ino
+            service.stop(signal.SIGTERM)
+            service.start()
+            service.stop(signal.SIGTERM)
+            (service.source / "old").unlink()
+            names = itertools.takewhile(lambda name: made_in(service.source, name) != number, map(str, range(100)))
+            assert len(list(names)) < 100
+            service.start()
+
+            async def main() -> None:
+                told = await recorded(service.mount, cursor)
+                assert (Kind.DELETE, None, "old") in told
+                assert {kind for kind, _, path in told if path != "old"} == {Kind.CREATE}
+
+            go(main)
+        finally:
+            service.close()
 
 
 # Run before the daemon: a mark is answered when all that was recorded before it waits to be sent.

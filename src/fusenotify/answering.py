@@ -15,6 +15,7 @@ from fusenotify.errors import HistoryGone
 from fusenotify.filesystems import Filesystems
 from fusenotify.history import EVERYTHING
 from fusenotify.identity import Identity
+from fusenotify.origins import Origins
 from fusenotify.rows import DIRECTORY, IS_DIRECTORY, IS_PRESENT, ROOT_ID
 
 _MOST_PLACES: Final = 1 << 16  # directories whose paths are kept
@@ -34,6 +35,7 @@ class Change(NamedTuple):
         is_dir: whether that is a directory; of what is gone, whether it was one.
         handle: what clients know the object by; None where there is none.
         is_new: the name stands for its object only since after the cursor; else it may have been known at the cursor.
+        old_path: what the object was called at the cursor, where it has been renamed and that was asked for.
     """
 
     path: bytes
@@ -41,13 +43,14 @@ class Change(NamedTuple):
     is_dir: bool
     handle: str | None
     is_new: bool
+    old_path: bytes | None = None
 
 
 class Named(NamedTuple):
     """A path to be named.
 
     Attributes:
-        path, is_dir, is_new: see `Change`.
+        path, is_dir, is_new, old_path: see `Change`.
         exists: whether there is something by what is known: where that cannot be seen, it is believed.
         is_gone: a directory went from there: what is there now is named for itself.
     """
@@ -57,6 +60,7 @@ class Named(NamedTuple):
     is_new: bool
     exists: bool = True
     is_gone: bool = False
+    old_path: bytes | None = None
 
 
 class Question(Protocol):
@@ -131,12 +135,19 @@ _ROOT_ONLY: Final[dict[int, _Place | None]] = {ROOT_ID: _Place(b"", EVERYTHING)}
 class RowsSince:
     """The rows that changed after a position, as the database is now."""
 
-    def __init__(self, database: Database, after: int, below: bytes) -> None:
-        """Take hold of the present state. Slow: for a thread."""
+    def __init__(
+        self, database: Database, after: int, below: bytes, born_at: Callable[[bytes], int] | None = None
+    ) -> None:
+        """Take hold of the present state. Slow: for a thread.
+
+        With `born_at` (see `Origins`) renames are named as such, before everything else.
+        """
         self._connection = database.snapshot()
         self._after = after
         self._below = below
         self._places = _ROOT_ONLY.copy()
+        self._born_at = born_at
+        self._told: set[int] = set()  # rows that are named by a rename
 
     def close(self) -> None:
         """Let go of the state."""
@@ -159,9 +170,34 @@ class RowsSince:
     def _all(self) -> Iterator[Named]:
         return self._under(ROOT_ID, b"")
 
+    def _renamed(self, born_at: Callable[[bytes], int]) -> Iterator[Named]:
+        origins = Origins(self._connection, self._after, self._prefix_of, born_at)
+        for moved in origins.moved():
+            if not (self._is_within(moved.path) and self._is_within(moved.old_path)):
+                continue
+            self._told |= {moved.id, moved.origin}
+            if moved.replaces:
+                yield Named(moved.path, True, False, is_gone=True)
+            yield Named(moved.path, moved.is_dir, False, old_path=moved.old_path)
+            if moved.is_dir:
+                yield from self._under(moved.id, moved.path + b"/")
+            else:
+                yield Named(moved.path, False, False)  # its content may have changed as well
+
+    def _prefix_of(self, number: int) -> bytes | None:
+        place = self._place(number)
+        return None if place is None or place.born > self._after else place.prefix
+
+    def _is_within(self, path: bytes) -> bool:
+        return self._below == b"." or path.startswith(self._below + b"/")
+
     def _changed(self) -> Iterator[Named]:
+        if self._born_at is not None:
+            yield from self._renamed(self._born_at)
         query = f"SELECT {_COLUMNS} FROM entry WHERE changed > ? ORDER BY changed"
         for number, parent, name, kind, born, gone, _ in self._connection.execute(query, (self._after,)):
+            if number in self._told:
+                continue
             if number == ROOT_ID:
                 yield Named(b".", True, False)
                 continue
@@ -244,7 +280,8 @@ def looked_at(backing: Backing, filesystems: Filesystems, seal: Callable[[Identi
             filesystems.expect_answer(named.path)
             with contextlib.closing(backing.find_beneath(named.path)) as found:
                 handle = seal(found.identity, found.key.number)
-                return Change(named.path, True, stat.S_ISDIR(found.stat.st_mode), handle, named.is_new)
+                is_dir = stat.S_ISDIR(found.stat.st_mode)
+                return Change(named.path, True, is_dir, handle, named.is_new, named.old_path)
         except OSError as error:
             exists = named.exists and not is_nothing(error)
-    return Change(named.path, exists, named.is_dir, None, named.is_new)
+    return Change(named.path, exists, named.is_dir, None, named.is_new, named.old_path)

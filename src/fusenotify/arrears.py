@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from msgspec.structs import replace
+
 from fusenotify.beneath import Beneath
 from fusenotify.crawler import Crawler
 from fusenotify.doubt import Doubtful
-from fusenotify.events import CREATE, DELETE, IS_DIR, LOCAL, MODIFY, RECOVERED, EventRecord, Reason
+from fusenotify.events import CREATE, DELETE, IS_DIR, LOCAL, MODIFY, RECOVERED, RENAME, EventRecord, Reason
 from fusenotify.filesystems import Filesystems
 from fusenotify.group import Group
 from fusenotify.groups import Groups
@@ -117,8 +119,14 @@ class Arrears:
             is_dir = self._look(full)
         except OSError:
             is_dir = what.is_dir  # as far as is known
-        if not what.exists:
-            yield mark, _record(DELETE, path, group, IS_DIR if what.is_dir else 0)
+        flags = IS_DIR if what.is_dir else 0
+        if what.old_path is not None:
+            if is_dir == what.is_dir:
+                yield mark, replace(_record(RENAME, path, group, flags), old_path=what.old_path)
+            else:  # it has gone on, to where the stream will tell
+                yield mark, _record(DELETE, what.old_path, group, flags)
+        elif not what.exists:
+            yield mark, _record(DELETE, path, group, flags)
         elif is_dir is not None:
             kind = CREATE if what.is_new or is_dir != what.is_dir else MODIFY
             yield mark, _record(kind, path, group, IS_DIR if is_dir else 0)

@@ -14,7 +14,7 @@ from typing import Final
 
 from fusenotify.digest import Note, Step
 from fusenotify.events import DELETE, EXCHANGE, IS_DIR, OTHER_IS_DIR, EventRecord
-from fusenotify.rows import DIRECTORY, IS_DIRECTORY, IS_PRESENT, ROOT_ID, UNSEEN, Known, Look, Row, unseen
+from fusenotify.rows import DIRECTORY, FOUND_GONE, IS_DIRECTORY, IS_PRESENT, ROOT_ID, UNSEEN, Known, Look, Row, unseen
 
 _MOST_CACHED: Final = 1 << 16
 _PURGED_AT_ONCE: Final = 2000
@@ -244,16 +244,20 @@ class Entries:
         return self.find(self._ids.get(above or b".", -1), name)
 
     def remove(self, row: Row, changed: int) -> None:
-        """Write down that what was there is gone."""
-        self._remove(row.parent, row.name, row, changed, is_dir=bool(row.kind & IS_DIRECTORY))
+        """Write down that what was there has been found to be gone."""
+        # What was gone already is no proof of anything.
+        look = UNSEEN._replace(ctime=row.ctime if row.kind & IS_PRESENT else 0, links=FOUND_GONE)
+        self._remove(row.parent, row.name, row, changed, is_dir=bool(row.kind & IS_DIRECTORY), look=look)
 
-    def _remove(self, parent: int, name: bytes, row: Row | None, changed: int, *, is_dir: bool) -> None:
+    def _remove(
+        self, parent: int, name: bytes, row: Row | None, changed: int, *, is_dir: bool, look: Look = UNSEEN
+    ) -> None:
         if row is None:
             self._insert(parent, name, int(is_dir), UNSEEN, changed, changed, changed if is_dir else 0)
             return
         was_dir = is_dir or bool(row.kind & IS_DIRECTORY)
         gone = changed if was_dir else row.gone
-        look = UNSEEN._replace(inode=row.inode)
+        look = look._replace(inode=row.inode)
         if row.kind == DIRECTORY:
             self._drop(row)
             self._insert(parent, name, IS_DIRECTORY, look, changed, row.born, gone)

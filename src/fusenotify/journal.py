@@ -196,7 +196,7 @@ class Journal:
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
-    async def since(self, cursor: str, below: bytes = b".") -> Answer:
+    async def since(self, cursor: str, below: bytes = b".", *, tells_renames: bool = False) -> Answer:
         """Return what has changed after a cursor in a directory and below it.
 
         What has been told (`Hearing`) by now is in it: who asks has to call `caught_up` before. It waits for the
@@ -206,6 +206,7 @@ class Journal:
             cursor: as told by this daemon or an earlier one of the tree; `0` for all that there is; `@NAME` for a
                 snapshot.
             below: path of a directory; all of its `Change`s have paths relative to the root nevertheless.
+            tells_renames: name what has been renamed first, as that; else it is named by its old name and its new one.
 
         Raises:
             BadCursor: it is malformed, of another tree, or there is no such snapshot.
@@ -227,13 +228,22 @@ class Journal:
                 question, fresh = Scan(self._backing, below), position != EVERYTHING
             else:
                 after = EVERYTHING if position is None else position
-                question = await trio.to_thread.run_sync(RowsSince, self._database, after, below)
+                born_at = self._born_at if tells_renames else None
+                question = await trio.to_thread.run_sync(RowsSince, self._database, after, below, born_at)
             answer = Answer(question, self._look, self._history.cursor_at(seq), seq, fresh=fresh)
         except BaseException:
             self._answers -= 1
             raise
         answer.on_close = self._answered
         return answer
+
+    def _born_at(self, path: bytes) -> int:
+        try:
+            self._filesystems.expect_answer(path)
+        except TimeoutError:
+            return 0
+        times = self._backing.times_beneath(path)
+        return 0 if times is None else times.born
 
     async def ready(self, cursor: str) -> str:
         """Return, when it can be said what has changed after a cursor, that cursor; of a snapshot, the one it keeps.

@@ -25,12 +25,14 @@ class Recorded(NamedTuple):
         exists: whether there was something; if not, nothing was below it either.
         is_dir: whether that was a directory; of what was gone, whether it had been one.
         is_new: whether it may not have been there at the position that is asked for.
+        old_path: where it was then, if it was, and has been renamed.
     """
 
     mark: int
     exists: bool
     is_dir: bool
     is_new: bool
+    old_path: bytes | None = None
 
 
 class Supply(Protocol):

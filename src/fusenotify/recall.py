@@ -64,13 +64,13 @@ class Answers:
         self._reading: Counter[int] = Counter()
 
     @asynccontextmanager
-    async def ask(self, uid: int, cursor: str, reach: Reach) -> AsyncIterator[Answer]:
-        """Have an answer for a user (errors as `Journal.since`)."""
+    async def ask(self, uid: int, cursor: str, reach: Reach, *, tells_renames: bool = False) -> AsyncIterator[Answer]:
+        """Have an answer for a user (arguments and errors as `Journal.since`)."""
         if uid != 0 and self._reading[uid] >= _MOST_OF_ONE:
             raise LimitReached(f"user {uid} reads {_MOST_OF_ONE} answers already; try again in a moment")
         self._reading[uid] += 1
         try:
-            async with await self._journal.since(cursor, reach.top) as answer:
+            async with await self._journal.since(cursor, reach.top, tells_renames=tells_renames) as answer:
                 yield answer
         finally:
             self._reading[uid] -= 1
@@ -206,7 +206,7 @@ class _Recall:
 
     async def run(self, answers: Answers, cursor: str, *, task_status: trio.TaskStatus[None]) -> None:
         """Find the answer, and then hand it on page by page."""
-        async with answers.ask(self._group.uid, cursor, self._reach) as answer:
+        async with answers.ask(self._group.uid, cursor, self._reach, tells_renames=True) as answer:
             if answer.fresh and cursor != EVERYTHING:
                 raise HistoryGone(
                     f"what has changed since {cursor} is not known any more; begin with the cursor {EVERYTHING}"
@@ -243,6 +243,9 @@ class _Recall:
 
     def _told(self, change: Change) -> tuple[bytes, Recorded] | None:
         path = self._reach.relative(change.path, is_gone=not change.exists)
+        old_path = None if change.old_path is None else self._reach.relative(change.old_path, is_gone=True)
+        number, is_dir = self._mark.number, change.is_dir
         if path is None:
-            return None
-        return path, Recorded(self._mark.number, change.exists, change.is_dir, change.is_new)
+            return None if old_path is None else (old_path, Recorded(number, False, is_dir, False))
+        is_new = change.is_new or change.old_path is not None
+        return path, Recorded(number, change.exists, is_dir, is_new, old_path)

@@ -8,6 +8,7 @@ ROOT_ID: Final = 1
 IS_DIRECTORY: Final = 1
 IS_PRESENT: Final = 2
 DIRECTORY: Final = IS_PRESENT | IS_DIRECTORY
+FOUND_GONE: Final = 0  # `links` of what is gone, as a comparison has found
 # What changed so shortly before a look may change again without another time of change: ticks of up to 10 ms, twice.
 RACY: Final = 20_000_000  # nanoseconds
 _FROM_UNSIGNED: Final = 1 << 64
