@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,14 @@ def patched(directory: Path, patch: str, arguments: Sequence[str] = ()) -> Itera
         yield mount
     finally:
         mount.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until something is so that nothing tells of."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class Watch:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from fusenotify import _linux, hearing, inventory, scribe
+from fusenotify import _linux, hearing, inbox, inventory, scribe
 from fusenotify.answering import Named, looked_at
 from fusenotify.backing import Backing, acting_as
 from fusenotify.database import FILE_NAME, Database
@@ -290,7 +290,7 @@ async def test_snapshots_keep_history(directory: Path, monkeypatch: pytest.Monke
 
 async def test_too_many_events_at_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is too much to be kept until it is written is found by a comparison."""
-    monkeypatch.setattr(scribe, "_MOST_BACKLOG", 10)
+    monkeypatch.setattr(inbox, "_MOST_BACKLOG", 10)
     source = directory / "source"
     async with journalled(source, directory / "state") as journal:
         (source / "a").mkdir()

@@ -17,8 +17,7 @@ from fusenotify import _linux, mounting
 from fusenotify.config import MountFlag, MountOptions
 from fusenotify.mountinfo import mount_of
 from tests.filesystems import filesystem
-from tests.harness import Mount, Watch, mounted, patched, run
-from tests.test_native_programs import wait_for
+from tests.harness import Mount, Watch, mounted, patched, run, wait_for
 
 _MS_BIND = 4096
 

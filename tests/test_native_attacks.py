@@ -20,10 +20,9 @@ import pytest
 
 from fusenotify import _linux
 from tests.compare import assert_same, survey
-from tests.harness import PATIENCE, Mount, mounted, run
+from tests.harness import PATIENCE, Mount, mounted, run, wait_for
 from tests.native import Barrier, Program, settle
 from tests.ordinary import NOBODY
-from tests.test_native_programs import wait_for
 from tests.test_native_storm import replays, times_of
 
 _FAN_CLASS_CONTENT, _FAN_OPEN_PERM, _FAN_ALLOW = 0x4, 0x10000, 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fusenotify import _fanotify, _linux
-from tests.harness import PATIENCE, Mount, mounted, patched, run
+from tests.harness import PATIENCE, Mount, mounted, patched, run, wait_for
 from tests.native import LOOKING, settle
 from tests.soak import SOAK
 
@@ -120,14 +120,6 @@ class Running:
         self._reader.join(PATIENCE)
         assert self.process.stdout is not None
         self.process.stdout.close()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until something is so that nothing tells of."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture(params=["always", "auto"] if SOAK else ["auto"])

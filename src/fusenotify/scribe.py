@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from fusenotify.backing import Backing
 from fusenotify.database import Database
@@ -21,6 +21,7 @@ from fusenotify.entries import Entries
 from fusenotify.events import EventRecord
 from fusenotify.filesystems import Filesystems
 from fusenotify.history import History
+from fusenotify.inbox import Inbox, Task
 from fusenotify.intents import Intents, Written
 from fusenotify.inventory import Inventory
 from fusenotify.looking import Looker
@@ -32,29 +33,10 @@ log = logging.getLogger(__name__)
 MOST_TOMBSTONES: Final = 1 << 17  # paths that are gone, of which it is kept that they are, snapshots aside
 _GATHER: Final = 1.0  # seconds from an event until it is written, unless somebody asks
 _SHARE: Final = 4  # the part of the time that the thread leaves to others while events come, to one that it works
-_MANY: Final = 1 << 14  # events that are written at once
-_MOST_BACKLOG: Final = 1 << 18  # events that wait; beyond it the whole tree is looked at again
 _RETRY: Final = 5.0  # seconds until what could not be written is tried again
 _PAUSE: Final = 0.05  # seconds between looks at what events are awaited for
 _HOUSEKEEPING: Final = 1 << 14  # events between two looks at what can be given up
 _END: Final = 10.0  # seconds that the end may take
-
-
-class _Task(NamedTuple):
-    """What is to be done at one time.
-
-    Attributes:
-        batches: events.
-        seq: the last of them.
-        looks_at_unheard, looks_again: see `Scribe.hurry`.
-        is_lost: events before these are lost.
-    """
-
-    batches: list[Sequence[EventRecord]]
-    seq: int
-    looks_at_unheard: bool
-    looks_again: bool
-    is_lost: bool
 
 
 class Scribe:
@@ -64,6 +46,7 @@ class Scribe:
         is_ready: the tree has been compared since the start.
         is_failing: the disk takes nothing.
         written: everything up to this event is in the database.
+        hurry: see `Inbox.hurry`; `written` shows what has been done.
         has_links: there are files that have or may have several names, which events may not tell of.
     """
 
@@ -89,16 +72,10 @@ class Scribe:
         self._on_progress = on_progress
         self.is_ready = self.is_failing = self.has_links = False
         self.written = -1
-        self._due = threading.Condition()
-        self._pending: list[Sequence[EventRecord]] = []
-        self._waiting = 0  # events
+        self._inbox = Inbox()
+        self.hurry = self._inbox.hurry
         self._began = time.time_ns() - RACY  # before anything is heard
-        self._followed = 0
-        self._wanted = -1
-        self._looks_at_unheard = self._looks_again = False
-        self._is_lost = False
-        self._is_closing = False
-        self._has_begun = self._is_settled = False
+        self._has_begun = False
         self._resting_until = 0.0
         self._since_housekeeping = _HOUSEKEEPING
         with database.reading() as connection:
@@ -118,46 +95,19 @@ class Scribe:
     def close(self) -> None:
         """Write what is left."""
         if self._thread is not None:
-            with self._due:
-                self._is_closing = True
-                self._due.notify()
+            self._inbox.close()
             self._thread.join(_END)
             if self._thread.is_alive():
                 log.warning("the backing filesystem does not answer; the next start looks at it in doubt")
 
     def follow(self, records: Sequence[EventRecord]) -> None:
         """Take note of what is told."""
-        with self._due:
-            self._followed = records[-1].seq
-            self._is_settled = self._is_settled and not any(record.kind & CHANGES for record in records)
-            self._pending.append(records)
-            self._waiting += len(records)
-            if self._waiting > _MOST_BACKLOG:
-                self._pending.clear()
-                self._waiting = 0
-                self._is_lost, self.is_ready = True, False
-            if self._is_lost or len(self._pending) == 1 or self._waiting > _MANY:
-                self._due.notify()
-
-    def hurry(self, seq: int, *, looks_at_unheard: bool = False, looks_again: bool = False) -> None:
-        """Write everything up to an event now, which `written` then shows.
-
-        Args:
-            seq: the event.
-            looks_at_unheard: what no event tells of is looked for, in files with several names and where a filesystem
-                did not answer. It counts as changed at that event, which has to be a new one.
-            looks_again: what had changed only just before it was looked at is looked at once more.
-        """
-        with self._due:
-            self._wanted = max(self._wanted, seq)
-            self._looks_at_unheard |= looks_at_unheard
-            self._looks_again |= looks_again
-            self._due.notify()
+        if not self._inbox.follow(records):
+            self.is_ready = False
 
     def settle(self, seq: int) -> None:
         """Take note that nothing has changed that was not told up to an event, all of which is written."""
-        with self._due:
-            self._is_settled = self.written >= seq >= self._followed and self.is_ready
+        self._inbox.settle(seq, is_written=self.written >= seq and self.is_ready)
 
     @property
     def is_partial(self) -> bool:
@@ -182,7 +132,8 @@ class Scribe:
                 with contextlib.suppress(sqlite3.Error), self._database.reading():
                     self._entries.forget_cached()
                 self.is_failing, self.is_ready = True, False
-                self._is_lost = had_events = True
+                self._inbox.lose()
+                had_events = True
             if had_events:
                 now = time.monotonic()
                 self._resting_until = now + max(_GATHER, _SHARE * (now - began))
@@ -204,19 +155,15 @@ class Scribe:
 
     def _await_work(self) -> bool:
         """Return when there is something to do, False if that is to end."""
-        with self._due:
-            if self.is_failing:
-                self._due.wait_for(lambda: self._is_closing, _RETRY)
-            elif self._inventory.waits:
-                if not self._due.wait_for(lambda: self._pending or self._is_urgent(), _PAUSE):
-                    self._inventory.look_again(is_idle=True)
-            elif self.is_ready and self._since_housekeeping < _HOUSEKEEPING:
-                self._due.wait_for(lambda: self._pending or self._is_urgent())
-                self._due.wait_for(self._is_urgent, max(self._resting_until - time.monotonic(), _GATHER))
-            return not self._is_closing
-
-    def _is_urgent(self) -> bool:
-        return self._is_closing or self._is_lost or self._wanted > self.written or self._waiting > _MANY
+        if self.is_failing:
+            self._inbox.await_end(_RETRY)
+        elif self._inventory.waits:
+            if not self._inbox.await_any(self.written, _PAUSE):
+                self._inventory.look_again(is_idle=True)
+        elif self.is_ready and self._since_housekeeping < _HOUSEKEEPING:
+            self._inbox.await_any(self.written)
+            self._inbox.await_urgent(self.written, max(self._resting_until - time.monotonic(), _GATHER))
+        return not self._inbox.is_closing
 
     def _round(self) -> bool:
         """Do what there is to do; return whether there were events."""
@@ -225,18 +172,18 @@ class Scribe:
                 return False
             self._has_begun = True
             self._history.set_sound(True)
-        task = self._take()
+        task = self._inbox.take()
         if task.looks_at_unheard and self._inventory.resume(self._history.start + task.seq):
             self.is_ready = False
         if task.is_lost:
             self.is_ready = False
             if not self._attempt(functools.partial(self._start_over, task.seq)):
-                self._is_lost = True
+                self._inbox.lose()
                 return False
         records = [record for batch in task.batches for record in batch if record.kind & CHANGES]
         is_due = bool(task.batches) or task.seq > self.written or self.is_failing
         if is_due and not self._attempt_events(records, task):
-            self._put_back(task)
+            self._inbox.put_back(task)
             return True
         if not self.is_ready or self._inventory:
             self._compare()
@@ -244,20 +191,6 @@ class Scribe:
             self._attempt(self._keep_house)
         self._since_housekeeping += len(records)
         return bool(records)
-
-    def _take(self) -> _Task:
-        with self._due:
-            seq = max(self._followed, self._wanted)
-            task = _Task(self._pending, seq, self._looks_at_unheard, self._looks_again, self._is_lost)
-            self._pending, self._waiting = [], 0
-            self._looks_at_unheard = self._looks_again = self._is_lost = False
-            return task
-
-    def _put_back(self, task: _Task) -> None:
-        with self._due:
-            self._pending = task.batches + self._pending
-            self._waiting += sum(map(len, task.batches))
-            self._looks_at_unheard |= task.looks_at_unheard
 
     def _attempt(self, work: Callable[[sqlite3.Connection], object]) -> bool:
         """Do something that the disk may not let us do, and return whether it did."""
@@ -300,7 +233,7 @@ class Scribe:
 
     # --- events ------------------------------------------------------------------------------------------------------
 
-    def _attempt_events(self, records: Sequence[EventRecord], task: _Task) -> bool:
+    def _attempt_events(self, records: Sequence[EventRecord], task: Task) -> bool:
         steps = list(folded(records))
         looks, directories = self._looker.look(steps)
         links = self._looker.changed(self._linked()) if task.looks_at_unheard else []
@@ -374,7 +307,7 @@ class Scribe:
             return self._inventory.recent(differences, self._began)
 
         if differences and not self._attempt_touching(write):
-            self._is_lost = True
+            self._inbox.lose()
             return
         self._looker.note(self._inventory.looks(differences))
         if not self._inventory and self._attempt(self._compared):
@@ -394,9 +327,9 @@ class Scribe:
 
     def _end(self) -> None:
         """Write what is left, and that nothing is in doubt, if that is so."""
-        while self._pending and not self.is_failing:
+        while self._inbox and not self.is_failing:
             self._round()
-        if not self._is_settled or self.is_failing or self._inventory or self.is_partial:
+        if not self._inbox.is_settled or self.is_failing or self._inventory or self.is_partial:
             return
         try:
             self._filesystems.sync(self._backing)
