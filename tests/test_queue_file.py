@@ -63,9 +63,11 @@ class QueueFile:
         while True:
             message = self.receive()
             assert isinstance(message, Events), message
-            for record in message.records:
+            for count, record in enumerate(message.records, 1):
                 told.append(record)
                 if path in (record.path, record.old_path):
+                    if rest := message.records[count:]:
+                        self._replies.insert(0, Events(message.mark, rest))
                     return told
 
     def close(self) -> None:
