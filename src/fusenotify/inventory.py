@@ -5,7 +5,6 @@ comparison with it. Events that are still to come may have changed the tree alre
 again, or what is at a path is another directory than the row's. It is looked at again when they are through.
 """
 
-import contextlib
 import os
 import stat
 import time
@@ -187,9 +186,13 @@ class Inventory:
         with os.scandir(fd) as entries:
             for entry in entries:
                 name = entry.name.encode(errors="surrogateescape")
-                with contextlib.suppress(FileNotFoundError):
-                    is_silent = name in doors and not self._filesystems.answers_at(prefix + name)
-                    listing[name] = None if is_silent else entry.stat(follow_symlinks=False)
+                if name in doors and not self._filesystems.answers_at(prefix + name):
+                    listing[name] = None
+                    continue
+                try:  # noqa: SIM105 - contextlib.suppress costs as much as the call itself
+                    listing[name] = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    pass
         return began, listing
 
     # --- comparing ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ DIRECTORY: Final = IS_PRESENT | IS_DIRECTORY
 FOUND_GONE: Final = 0  # `links` of what is gone, as a comparison has found
 # What changed so shortly before a look may change again without another time of change: ticks of up to 10 ms, twice.
 RACY: Final = 20_000_000  # nanoseconds
-_FROM_UNSIGNED: Final = 1 << 64
+_HALF: Final = 1 << 63
 
 
 class Look(NamedTuple):
@@ -55,7 +55,7 @@ def look_of(status: os.stat_result, began: int) -> Look:
 
 def signed(number: int) -> int:
     """Return what SQLite can keep of a number of 64 bits; of what it keeps, the same."""
-    return (number + (_FROM_UNSIGNED >> 1)) % _FROM_UNSIGNED - (_FROM_UNSIGNED >> 1)
+    return number if -_HALF <= number < _HALF else (number + _HALF) % (2 * _HALF) - _HALF
 
 
 class Row(NamedTuple):
