@@ -23,6 +23,7 @@ import trio.testing
 from fusenotify import _linux, events, operations
 from fusenotify.attributes import answer_of
 from fusenotify.operations import Operations, Served
+from fusenotify.orders import Progress
 from fusenotify.plans import Place
 from fusenotify.replay import Replay
 from fusenotify.status import Replays
@@ -577,13 +578,18 @@ class Taking:
     def __init__(self, file: BinaryIO) -> None:
         fd, followed = file.fileno(), Followed()
         node = followed.file(7, b"file")
-        followed.pending.add(events.MODIFY, 0, Place(followed.root, b"file"), None)
+        for name in (b"file", b"other"):
+            followed.pending.add(events.MODIFY, 0, Place(followed.root, name), None)
         nodes: Any = SimpleNamespace(table=followed.table, descriptor=lambda _: contextlib.nullcontext(fd))
         tree: Any = SimpleNamespace(getattr=lambda _: answer_of(node, os.fstat(fd)))
         nothing: Any = SimpleNamespace(distant={}, hand_over=lambda: None)
         replay = Replay(nodes, followed.pending, nothing, Replays())
-        (plan,) = replay.hand_out(1)
-        replay.employ(1, lambda: plan.number)
+        self.plan, self._next = replay.hand_out(2)
+        progress_fd = Progress.new_fd()
+        self.progress = Progress(progress_fd)
+        os.close(progress_fd)
+        self.progress.begin(self.plan.number)
+        replay.employ(1, self.progress)
         self._nodeid = pyfuse3.InodeT(node.nodeid)
         self._operations = Operations(
             Served(nodes, tree, nothing, nothing, nothing), nothing, nothing, nothing, nothing, replay
@@ -594,8 +600,18 @@ class Taking:
         context: Any = SimpleNamespace(pid=pid)
         return (await self._operations.getattr(self._nodeid, context)).st_size
 
+    async def goes_on(self) -> bool:
+        """Return whether the replayer's first request of the next plan is answered."""
+        self.progress.begin(self._next.number)
+        try:
+            await self.size(1)
+        except pyfuse3.FUSEError:
+            return False
+        return True
+
     async def has_to_ask_again(self) -> bool:
         """Return whether the replayer has to, as far as it is told."""
+        self.progress.begin(self.plan.number)
         context: Any = SimpleNamespace(pid=1)
         return bool((await self._operations.statfs(context)).f_files)
 
@@ -638,6 +654,47 @@ async def test_who_asks_for_what_has_changed_since_waits_for_the_replay(
         assert told == []  # the kernel has not taken it yet
         assert not await taking.has_to_ask_again()
     assert told == [1]
+
+
+async def test_the_next_replay_says_that_the_kernel_has_taken_the_one_before(
+    growing: BinaryIO, mock_clock: trio.testing.MockClock
+) -> None:
+    taking = Taking(growing)
+    assert await taking.size(1) == 0
+    assert await taking.goes_on()
+    assert taking.progress.to_look_at() == 0
+
+
+async def test_a_file_that_others_have_asked_for_is_looked_at_again_before_the_next_replay(
+    growing: BinaryIO, autojump_clock: trio.testing.MockClock
+) -> None:
+    taking = Taking(growing)
+    assert await taking.size(1) == 0
+    growing.write(b"x")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(taking.size, 2)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(2):  # the kernel tries once more by itself
+            assert not await taking.goes_on()
+        assert taking.progress.to_look_at() == taking.plan.number
+        assert await taking.has_to_ask_again()
+        assert await taking.size(1) == 1
+        assert not await taking.has_to_ask_again()
+        assert await taking.goes_on()
+
+
+async def test_a_file_that_cannot_be_looked_at_again_keeps_no_replay_from_going_on(
+    growing: BinaryIO, autojump_clock: trio.testing.MockClock
+) -> None:
+    taking = Taking(growing)
+    assert await taking.size(1) == 0
+    growing.write(b"x")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(taking.size, 2)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not await taking.goes_on()
+        assert taking.progress.to_look_at() == taking.plan.number
+        assert await taking.goes_on()
 
 
 async def test_nobody_waits_for_a_replay_for_long(growing: BinaryIO, autojump_clock: trio.testing.MockClock) -> None:

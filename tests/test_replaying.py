@@ -14,8 +14,9 @@ import pytest
 import trio
 import trio.testing
 
-from fusenotify import events, replayer, replaying
+from fusenotify import events, replaying
 from fusenotify.identity import InodeKey, InodeNumber
+from fusenotify.orders import REMOVE
 from fusenotify.plans import Pending, Place, Plan
 from fusenotify.references import NowhereReference
 from fusenotify.replaying import Replaying
@@ -214,7 +215,7 @@ async def test_what_is_on_a_silent_filesystem_is_given_up() -> None:
         silence.speaks.set()
     orders = await replays._orders([here, there])
     assert [(order.what, order.name.name) for _, order in orders] == [
-        (replayer.REMOVE, b"here"), (replayer.REMOVE, b"there")
+        (REMOVE, b"here"), (REMOVE, b"there")
     ]  # fmt: skip
     assert not finished.errors
 

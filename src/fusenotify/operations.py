@@ -263,7 +263,7 @@ class Operations(pyfuse3.Operations):
             return self._queues.getattr(inode)
         await self._reach(inode)
         told = self._tree.getattr(inode)
-        taken = self.replay.overtaken(inode, told)
+        taken = self.replay.takings.overtaken(inode, told)
         if taken is None:
             return told
         self._loop.hand_over()

@@ -9,21 +9,21 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pyfuse3
-import trio
 
 from fusenotify import events
 from fusenotify._linux import proc_path
 from fusenotify.attributes import answer_of, entry_of, unchecked
 from fusenotify.inodes import FIRST_VIRTUAL, ROOT_NODEID, Node
 from fusenotify.nodes import Nodes
+from fusenotify.orders import Progress
 from fusenotify.plans import Pending, Place, Plan
 from fusenotify.references import stale
 from fusenotify.status import Replays
 from fusenotify.subjects import Subjects
+from fusenotify.takings import Takings
 
 REPLAYED_FH: Final = FIRST_VIRTUAL - 1  # what a replayer has open; no descriptor has that number
 
@@ -36,28 +36,12 @@ def refusal(request: str) -> OSError:
     return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) if request == "lookup" else stale()
 
 
-@dataclass(slots=True)
-class _Taking:
-    """A file whose attributes the kernel is taking from answers to a replayer.
-
-    Attributes:
-        nodeid: which.
-        stamp: of the last answer; None where that was `unchecked`.
-        is_overtaken: whether somebody else has asked since, and the file has changed.
-        is_over: set when the kernel has taken them, and they are as new as those that others are told.
-    """
-
-    nodeid: int
-    stamp: tuple[int, int] | None = None
-    is_overtaken: bool = False
-    is_over: trio.Event = field(default_factory=trio.Event)
-
-
 class Replay:
     """The plans that are being carried out, and the answers to who does it.
 
     Attributes:
         pids: the processes whose requests are answered here, and never by the operations they look like.
+        takings: what the kernel takes from the answers.
         outside: the name in the root of the directory that stands for everything outside of the tree.
         is_covered: whether something is mounted on what is below the mount.
     """
@@ -74,9 +58,9 @@ class Replay:
         self._counts = counts
         self._outside: Node | None = None  # while the kernel holds it
         self._pid = 0
-        self._executing: Callable[[], int] = lambda: 0
+        self._progress: Progress | None = None
         self._handed_out: dict[int, Plan] = {}
-        self._taking: _Taking | None = None
+        self.takings = Takings()
         self._answers: dict[str, Callable[..., Any]] = {
             "lookup": self._lookup,
             "getattr": self._getattr,
@@ -94,16 +78,16 @@ class Replay:
 
     # --- whom to answer ----------------------------------------------------------------------------------------------
 
-    def employ(self, pid: int, executing: Callable[[], int]) -> None:
-        """Answer a process; `executing` returns the number of the plan that it is carrying out, 0 for none."""
+    def employ(self, pid: int, progress: Progress) -> None:
+        """Answer a process, which says by `progress` what it is doing."""
         self.pids.add(pid)
-        self._pid, self._executing = pid, executing
+        self._pid, self._progress = pid, progress
 
     def dismiss(self) -> None:
         """Answer nobody; what the last one still asks is refused."""
-        self._have_taken()
+        self.takings.end()
         self._pid = 0
-        self._executing = lambda: 0
+        self._progress = None
 
     def bury(self, pid: int) -> None:
         """Take note that a process has ended, so that its number may be another one's."""
@@ -112,21 +96,12 @@ class Replay:
     @property
     def directories(self) -> list[Node]:
         """The directories that the plan is about that is being carried out."""
-        plan = self._handed_out.get(self._executing())
+        plan = self._handed_out.get(self._executing)
         return [place.directory for place in plan.places] if plan is not None else []
 
-    def overtaken(self, nodeid: int, told: pyfuse3.EntryAttributes) -> trio.Event | None:
-        """Return when the kernel will keep attributes like these that somebody else has asked for; None for now.
-
-        It drops an answer when another one came to it after the question had been asked, older as that may be: whoever
-        asked would know that a file has grown, and read no further than it had been before. So who asks for what has
-        changed since a replay was told of it waits until the replay has been told as well.
-        """
-        taking = self._taking
-        if taking is None or taking.nodeid != nodeid or taking.stamp == _stamp(told):
-            return None
-        taking.is_overtaken = True
-        return taking.is_over
+    @property
+    def _executing(self) -> int:
+        return 0 if self._progress is None else self._progress.executing()
 
     def answer(self, request: str, *args: Any) -> Any:
         """Return the answer to a request of a replayer; its arguments are those of the handler, the context last.
@@ -134,16 +109,20 @@ class Replay:
         Raises:
             OSError: as `refusal` has it, when it belongs to no plan that still fits.
         """
-        plan = self._handed_out.get(self._executing()) if args[-1].pid == self._pid else None
+        plan = self._handed_out.get(self._executing) if args[-1].pid == self._pid else None
         answer = self._answers.get(request)
         try:
-            if plan is None or plan.void or answer is None:
+            if plan is None or not self._may_go_on(plan) or plan.void or answer is None:
                 raise stale()
             return answer(plan, *args[:-1])
         except OSError as error:
             if request == "lookup" and error.errno != errno.ENOENT:
                 raise refusal(request) from error
             raise
+
+    def _may_go_on(self, plan: Plan) -> bool:
+        """Whether a plan's requests may be answered, or something of an earlier one's has to be done again before."""
+        return self._progress is not None and self.takings.are_taken_before(plan.number, self._progress)
 
     # --- what to carry out -------------------------------------------------------------------------------------------
 
@@ -174,7 +153,7 @@ class Replay:
     def finish(self, plan: Plan, error: int) -> None:
         """Take note of how a plan went: 0, or an errno."""
         del self._handed_out[plan.number]
-        self._have_taken()
+        self.takings.end()
         plan.void |= error != 0 or not plan.made
         self._finish(plan)
 
@@ -331,15 +310,8 @@ class Replay:
         Everything that was asked before the kernel took the last ones has come here before this.
         """
         figures = pyfuse3.StatvfsData()
-        figures.f_files = int(self._taking is not None and self._taking.is_overtaken)
-        if not figures.f_files:
-            self._have_taken()
+        figures.f_files = int(not self.takings.are_taken())
         return figures
-
-    def _have_taken(self) -> None:
-        if self._taking is not None:
-            self._taking.is_over.set()
-            self._taking = None
 
     def _attributes(self, node: Node, *, is_checked: bool = True) -> pyfuse3.EntryAttributes:
         """Return the attributes of a node, made up where it is gone; see `unchecked` for `is_checked`."""
@@ -349,15 +321,9 @@ class Replay:
         except OSError:
             return _made_up(node)
         if node.file_type == stat.S_IFREG:
-            self._take(node, told, is_checked=is_checked)
+            plan = self._handed_out.get(self._executing)
+            self.takings.begin(node.nodeid, told, plan, is_checked=is_checked)
         return told
-
-    def _take(self, node: Node, told: pyfuse3.EntryAttributes, *, is_checked: bool) -> None:
-        if self._taking is None or self._taking.nodeid != node.nodeid:
-            self._have_taken()
-            self._taking = _Taking(node.nodeid)
-        self._taking.stamp = _stamp(told) if is_checked else None
-        self._taking.is_overtaken &= not is_checked
 
 
 def _is_at(place: Place | None, nodeid: int, name: bytes) -> bool:
@@ -366,10 +332,6 @@ def _is_at(place: Place | None, nodeid: int, name: bytes) -> bool:
 
 def _no_entry() -> OSError:
     return OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-
-
-def _stamp(told: pyfuse3.EntryAttributes) -> tuple[int, int]:
-    return told.st_ctime_ns, told.st_size
 
 
 def _made_up(node: Node) -> pyfuse3.EntryAttributes:

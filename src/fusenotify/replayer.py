@@ -5,41 +5,37 @@ the mount, from ending when it is killed. It is started without the package arou
 """
 
 import errno
-import mmap
 import os
 import signal
 import socket
+import stat
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final
 
 from fusenotify import _linux
+from fusenotify.orders import (
+    ATTRIB,
+    CLOSE_WRITE,
+    EXCHANGE,
+    LENGTH,
+    MAKE,
+    REMOVE,
+    RENAME,
+    UNKNOWN,
+    Name,
+    Order,
+    Progress,
+    unpacked,
+)  # fmt: skip
 
-MAKE: Final = 1
-REMOVE: Final = 2
-RENAME: Final = 3
-EXCHANGE: Final = 4
-MODIFY: Final = 5
-ATTRIB: Final = 6
-CLOSE_WRITE: Final = 7
-
-MOST_ORDERS: Final = 64  # at a time
 _ROOT: Final = 1  # the nodeid
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _FUSE_HANDLE: Final = 0x81  # nodeid (upper and lower half) and generation
 _HANDLE: Final = struct.Struct("=3I")
-# What to do, file type, number; twice: nodeid of a directory (0: outside of the tree), generation, length of the name.
-_ORDER: Final = struct.Struct("=BIQQIIQII")
-_LENGTH: Final = struct.Struct("=I")  # of a message
 _PLACE: Final = struct.Struct("=QI")  # number of the mount (0: a descriptor of a clone goes with it), length of a name
-_NUMBER: Final = struct.Struct("=Q")
-_ERROR: Final = struct.Struct("=i")
-_UNKNOWN: Final = -1
-_S_IFDIR: Final = 0o040000
-_S_IFREG: Final = 0o100000
-_S_IFLNK: Final = 0o120000
 _MOST_LOOKS: Final = 8  # at a file that others change and look at all the time
 
 # Begins the program: the package is there by name only, so that importing from it brings in nothing else.
@@ -47,116 +43,6 @@ _BEGINNING: Final = (
     "import sys, types; package = types.ModuleType('fusenotify'); package.__path__ = [sys.argv[1]]; "
     "sys.modules['fusenotify'] = package; from fusenotify import replayer; replayer.main(*sys.argv[2:])"
 )
-
-
-class Name(NamedTuple):
-    """A name in a directory of the mount.
-
-    Attributes:
-        nodeid, generation: of the directory; nodeid 0 is outside of the tree.
-        path: from the root: the way to the directory, and the name.
-    """
-
-    nodeid: int
-    generation: int
-    path: bytes
-
-    @property
-    def name(self) -> bytes:
-        """The name alone."""
-        return self.path.rpartition(b"/")[2]
-
-    @property
-    def way(self) -> list[bytes]:
-        """The names from the root to the directory."""
-        return self.path.split(b"/")[:-1]
-
-
-class Order(NamedTuple):
-    """One thing to do.
-
-    Attributes:
-        what: MAKE, REMOVE, …
-        file_type: of what is made or removed, one of the S_IF* of stat(2).
-        number: the plan's.
-        name: what it is done with.
-        new: of a rename the new name.
-    """
-
-    what: int
-    file_type: int
-    number: int
-    name: Name
-    new: Name
-
-
-def message(orders: Sequence[Order]) -> bytes:
-    """Return orders as they are sent."""
-    data = b"".join(map(_packed, orders))
-    return _LENGTH.pack(len(data)) + data
-
-
-def _packed(order: Order) -> bytes:
-    name, new = order.name, order.new
-    ends = (name.nodeid, name.generation, len(name.path), new.nodeid, new.generation, len(new.path))
-    return _ORDER.pack(order.what, order.file_type, order.number, *ends) + name.path + new.path
-
-
-def _unpacked(data: bytes) -> Iterator[Order]:
-    at = 0
-    while at < len(data):
-        what, file_type, number, nodeid, generation, length, new_nodeid, new_generation, new_length = (
-            _ORDER.unpack_from(data, at)
-        )
-        at += _ORDER.size
-        middle, end = at + length, at + length + new_length
-        name = Name(nodeid, generation, data[at:middle])
-        yield Order(what, file_type, number, name, Name(new_nodeid, new_generation, data[middle:end]))
-        at = end
-
-
-class Progress:
-    """Memory shared with the daemon: which plan is being carried out, and how those before it went."""
-
-    def __init__(self, fd: int) -> None:
-        self._memory = mmap.mmap(fd, _NUMBER.size + MOST_ORDERS * _ERROR.size)
-
-    @staticmethod
-    def new_fd() -> int:
-        """Return a descriptor of such memory."""
-        fd = os.memfd_create("fusenotify-replays")
-        os.ftruncate(fd, _NUMBER.size + MOST_ORDERS * _ERROR.size)
-        return fd
-
-    def executing(self) -> int:
-        """Return the number of the plan that is being carried out, 0 for none."""
-        (number,) = _NUMBER.unpack_from(self._memory)
-        return int(number)
-
-    def begin(self, number: int) -> None:
-        """Say which plan is being carried out from now on."""
-        _NUMBER.pack_into(self._memory, 0, number)
-
-    def end(self, index: int, error: int) -> None:
-        """Say how an order of the message went: 0, or an errno."""
-        _ERROR.pack_into(self._memory, _NUMBER.size + index * _ERROR.size, error)
-
-    def error(self, index: int) -> int:
-        """Return how an order of the message went: 0, or an errno, or below 0 when it has not ended."""
-        (error,) = _ERROR.unpack_from(self._memory, _NUMBER.size + index * _ERROR.size)
-        return int(error)
-
-    def ended(self, orders: int) -> int:
-        """Return how many of the orders of the message have ended."""
-        return sum(self.error(index) != _UNKNOWN for index in range(orders))
-
-    def clear(self) -> None:
-        """Prepare for a new message."""
-        self._memory[:] = _NUMBER.pack(0) + _ERROR.pack(_UNKNOWN) * MOST_ORDERS
-
-    def close(self) -> None:
-        """Unmap it."""
-        self._memory.close()
 
 
 def command(channel_fd: int, progress_fd: int) -> list[str]:
@@ -179,7 +65,7 @@ def introduction(root: "Root", outside: bytes) -> tuple[bytes, list[int]]:
     """
     mount_id, mountpoint = (0, b"") if isinstance(root, Clone) else (root.mount_id, os.fsencode(root.mountpoint))
     data = _PLACE.pack(mount_id, len(outside)) + outside + mountpoint
-    return _LENGTH.pack(len(data)) + data, [root.fd] if isinstance(root, Clone) else []
+    return LENGTH.pack(len(data)) + data, [root.fd] if isinstance(root, Clone) else []
 
 
 def main(channel: str, progress: str) -> None:
@@ -195,21 +81,47 @@ def main(channel: str, progress: str) -> None:
         if not first:
             return
         worker = _introduced(first, fds)
-        while orders := _received(answers)[0]:
-            for index, order in enumerate(_unpacked(orders)):
-                shared.begin(order.number)  # before its first system call: whose requests follow, the daemon sees here
-                shared.end(index, worker.do(order))
+        while message := _received(answers)[0]:
+            _carry_out(list(unpacked(message)), worker, shared)
             worker.rest()
             shared.begin(0)
             answers.send(b".")
 
 
+def _carry_out(orders: Sequence[Order], worker: "_Worker", shared: Progress) -> None:
+    """Carry out the orders of a message.
+
+    The requests of each tell the daemon that the kernel has taken the answers to those before. Only behind the last one
+    that changes a file it has to be asked for that.
+    """
+    for index, order in enumerate(orders):
+        error = _done(order, worker, shared)
+        while number := shared.to_look_at():
+            for earlier in orders:
+                if earlier.number == number:
+                    _keep_up(earlier, worker, shared)
+            error = _done(order, worker, shared)
+        shared.end(index, error)
+    for last in [order for order in orders if order.takes_attributes][-1:]:
+        _keep_up(last, worker, shared)
+
+
+def _done(order: Order, worker: "_Worker", shared: Progress) -> int:
+    shared.begin(order.number)  # before its first system call: whose requests follow, the daemon sees here
+    return worker.do(order)
+
+
+def _keep_up(order: Order, worker: "_Worker", shared: Progress) -> None:
+    shared.begin(order.number)
+    worker.keep_up(order.name)
+
+
 def _received(channel: socket.socket) -> tuple[bytes, list[int]]:
     """Return the next message and its descriptors, nothing when there is none, or only the beginning of one."""
-    header, fds, _, _ = socket.recv_fds(channel, _LENGTH.size, 1, socket.MSG_WAITALL)
-    if len(header) < _LENGTH.size:
+    header, fds, _, _ = socket.recv_fds(channel, LENGTH.size, 1, socket.MSG_WAITALL)
+    if len(header) < LENGTH.size:
         return b"", fds
-    (length,) = _LENGTH.unpack(header)
+    (length,) = LENGTH.unpack(header)
     message = channel.recv(length, socket.MSG_WAITALL)
     return message if len(message) == length else b"", fds
 
@@ -281,12 +193,21 @@ class _Worker:
             if order.what in (RENAME, EXCHANGE):
                 self._rename(order)
             else:
-                if order.what == REMOVE and order.file_type == _S_IFDIR:
+                if order.what == REMOVE and order.file_type == stat.S_IFDIR:
                     self._close_directories()
                 _do_in(self._open(order.name), order)
         except OSError as error:
-            return error.errno or _UNKNOWN
+            return error.errno or UNKNOWN
         return 0
+
+    def keep_up(self, name: Name) -> None:
+        """Have the kernel take the attributes of a file again, while the daemon says that what it has taken is old."""
+        with suppress(OSError):
+            directory = self._open(name)
+            for _ in range(_MOST_LOOKS):
+                if not os.fstatvfs(directory).f_files:
+                    return
+                os.stat(name.name, dir_fd=directory, follow_symlinks=False)
 
     def rest(self) -> None:
         """Let go of everything."""
@@ -311,7 +232,7 @@ class _Worker:
 
     def _rename(self, order: Order) -> None:
         flags = _linux.RENAME_EXCHANGE if order.what == EXCHANGE else 0
-        if order.file_type == _S_IFDIR:
+        if order.file_type == stat.S_IFDIR:
             self._close_directories()
         directory, new_directory = self._open(order.name), self._open(order.new)
         try:
@@ -347,31 +268,20 @@ def _do_in(directory: int, order: Order) -> None:
     if order.what == MAKE:
         _make(directory, name, order.file_type)
     elif order.what == REMOVE:
-        if order.file_type == _S_IFDIR:
+        if order.file_type == stat.S_IFDIR:
             os.rmdir(name, dir_fd=directory)
         else:
             os.unlink(name, dir_fd=directory)
+    elif order.what == CLOSE_WRITE:
+        _open_and_close(directory, name)
     else:
-        if order.what == CLOSE_WRITE:
-            _open_and_close(directory, name)
-        else:
-            _linux.touch(directory, name, attributes=order.what == ATTRIB)
-        if order.file_type == _S_IFREG:
-            _keep_up(directory, name)
-
-
-def _keep_up(directory: int, name: bytes) -> None:
-    """Have the kernel take the attributes of a file again, while the daemon says that what it has taken is old."""
-    for _ in range(_MOST_LOOKS):
-        if not os.fstatvfs(directory).f_files:
-            return
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
+        _linux.touch(directory, name, attributes=order.what == ATTRIB)
 
 
 def _make(directory: int, name: bytes, file_type: int) -> None:
-    if file_type == _S_IFDIR:
+    if file_type == stat.S_IFDIR:
         os.mkdir(name, dir_fd=directory)
-    elif file_type == _S_IFLNK:
+    elif file_type == stat.S_IFLNK:
         os.symlink(b"nowhere", name, dir_fd=directory)
     else:
         os.mknod(name, file_type | 0o600, dir_fd=directory)

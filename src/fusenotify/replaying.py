@@ -20,10 +20,24 @@ from fusenotify.filesystems import Filesystems
 from fusenotify.mountinfo import MountEntry, mount_at, read_mounts
 from fusenotify.mounting import CAP_SYS_ADMIN, has_capability
 from fusenotify.onlookers import Onlookers
+from fusenotify.orders import (
+    ATTRIB,
+    CLOSE_WRITE,
+    EXCHANGE,
+    MAKE,
+    MODIFY,
+    MOST_ORDERS,
+    REMOVE,
+    RENAME,
+    Name,
+    Order,
+    Progress,
+    message,
+)  # fmt: skip
 from fusenotify.planning import Planner
 from fusenotify.plans import Place, Plan
 from fusenotify.replay import Replay
-from fusenotify.replayer import MOST_ORDERS, Clone, Name, Order, Progress, Root, Visible
+from fusenotify.replayer import Clone, Root, Visible
 from fusenotify.root import changes_of_mounts
 from fusenotify.status import Replays
 from fusenotify.subjects import Subjects
@@ -37,11 +51,12 @@ _RETRY: Final = 1.0  # seconds until another attempt to start one
 _PATIENCE: Final = 0.5  # seconds that a filesystem gets to answer before what was changed in it is given up
 _GRACE: Final = 1.0  # seconds that the last one gets to end
 _WHAT: Final = {
-    events.CREATE: replayer.MAKE,
-    events.DELETE: replayer.REMOVE,
-    events.MODIFY: replayer.MODIFY,
-    events.ATTRIB: replayer.ATTRIB,
-    events.CLOSE_WRITE: replayer.CLOSE_WRITE,
+    events.CREATE: MAKE,
+    events.DELETE: REMOVE,
+    events.MODIFY: MODIFY,
+    events.ATTRIB: ATTRIB,
+    events.CLOSE_WRITE: CLOSE_WRITE,
+    events.RENAME: RENAME,
 }
 
 
@@ -92,9 +107,9 @@ class _Replayer:
         Raises:
             OSError: it has ended.
         """
-        message, fds = replayer.introduction(root, outside)
+        first, fds = replayer.introduction(root, outside)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
-        await self._channel.socket.sendmsg([message], rights)  # far less than a new channel has room for
+        await self._channel.socket.sendmsg([first], rights)  # far less than a new channel has room for
 
     async def give(self, orders: bytes) -> None:
         """Have orders carried out.
@@ -285,7 +300,7 @@ class Replaying:
             self._buried = trio.Event()
             await self._buried.wait()
         worker = await self._introduced(root)
-        self._replay.employ(worker.pid, worker.progress.executing)
+        self._replay.employ(worker.pid, worker.progress)
         return worker
 
     async def _introduced(self, root: Root) -> _Replayer:
@@ -303,7 +318,7 @@ class Replaying:
         worker = self._replayer or await self._employ(root)
         plans = [plan for plan, _ in orders]
         try:
-            await worker.give(replayer.message([order for _, order in orders]))
+            await worker.give(message([order for _, order in orders]))
             await worker.done()
             begun = len(plans)
         except _Stuck:
@@ -336,10 +351,7 @@ class Replaying:
                 await worker.ended()
 
     def _order(self, plan: Plan) -> Order:
-        if plan.kind == events.RENAME:
-            what = replayer.EXCHANGE if plan.is_exchange else replayer.RENAME
-        else:
-            what = _WHAT[plan.kind]
+        what = EXCHANGE if plan.is_exchange else _WHAT[plan.kind]
         if plan.kind == events.CREATE and plan.old is not None:
             plan.file_type = self._subjects.type_to_make(plan, plan.old)
         file_type = plan.file_type or (stat.S_IFDIR if plan.flags & IS_DIR else stat.S_IFREG)
