@@ -1,5 +1,6 @@
 """Random changes, cursors, compaction and restarts: what is promised of every cursor holds."""
 
+import os
 import threading
 from pathlib import Path
 from random import Random
@@ -17,6 +18,7 @@ Taken = list[tuple[str, State]]
 async def _live(journal: Journalled, source: Path, random: Random, taken: Taken, snapshots: dict[str, State]) -> None:
     """Change the tree and ask, at random."""
     hiding, other = _workloads(random, source)
+    names = _names(source)
     for _ in range(random.randrange(20, 80)):
         match random.randrange(12):
             case 0:
@@ -35,6 +37,15 @@ async def _live(journal: Journalled, source: Path, random: Random, taken: Taken,
                 other.run(1, ("source",))
             case _:
                 hiding.step()
+        earlier, names = names, _names(source)
+        if any(count > earlier.get(inode, 1) for inode, count in names.items()):
+            await journal.cursor()  # by a name that goes before it is looked at, a file is changed unseen (journal.md)
+
+
+def _names(source: Path) -> dict[int, int]:
+    """Return how many names there are for each file, by its inode number."""
+    files = [os.lstat(os.path.join(directory, name)) for directory, _, names in os.walk(source) for name in names]
+    return {status.st_ino: status.st_nlink for status in files}
 
 
 def _workloads(random: Random, source: Path) -> tuple[Workload, workload.Workload]:

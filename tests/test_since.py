@@ -150,6 +150,17 @@ def applied(known: set[str], changes: list[dict[str, Any]]) -> set[str]:
     return known
 
 
+def test_a_file_that_had_another_name_for_a_moment_is_named(mount: Mount) -> None:
+    """Nobody has seen what the name stood for by which it was changed."""
+    (mount.source / "file").touch()
+    cursor = cursor_of(mount.mountpoint)
+    link = mount.mountpoint / "link"
+    link.hardlink_to(mount.mountpoint / "file")
+    link.write_text("changed")
+    link.unlink()
+    assert "file" in since(mount.mountpoint, cursor).paths
+
+
 def test_only_what_is_below_the_target_is_named(mount: Mount) -> None:
     os.makedirs(mount.source / "a" / "b")
     os.makedirs(mount.source / "ab")

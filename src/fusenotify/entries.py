@@ -197,6 +197,11 @@ class Entries:
         others = "UPDATE entry SET links = ? WHERE inode = ? AND kind = ? AND links = 1"
         self._connection.execute(others, (look.links, look.inode, IS_PRESENT))
 
+    def note_linked(self, inodes: Iterable[int], changed: int) -> None:
+        """Write down that files have got names that may have gone again, and may have been changed by those."""
+        query = "UPDATE entry SET links = max(links, 2), changed = max(changed, ?) WHERE inode = ? AND kind = ?"
+        self._connection.executemany(query, [(changed, inode, IS_PRESENT) for inode in inodes])
+
     def has_links(self) -> bool:
         """Whether there are files that have or may have several names."""
         return self._connection.execute("SELECT 1 FROM entry WHERE links > 1 LIMIT 1").fetchone() is not None

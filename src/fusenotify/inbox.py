@@ -18,6 +18,7 @@ class Task(NamedTuple):
         batches: events.
         seq: the last of them.
         looks_at_unheard, looks_again: see `Inbox.hurry`.
+        linked: see `Inbox.link`.
         is_lost: events before these are lost.
     """
 
@@ -25,6 +26,7 @@ class Task(NamedTuple):
     seq: int
     looks_at_unheard: bool
     looks_again: bool
+    linked: set[int]
     is_lost: bool
 
 
@@ -44,6 +46,7 @@ class Inbox:
         self._followed = 0
         self._wanted = -1
         self._looks_at_unheard = self._looks_again = False
+        self._linked: set[int] = set()
         self._is_lost = False
 
     def __bool__(self) -> bool:
@@ -83,6 +86,14 @@ class Inbox:
             self._looks_again |= looks_again
             self._due.notify()
 
+    def link(self, inode: int) -> None:
+        """Take note of a file that got another name: its inode number, as rows have it.
+
+        It may be changed by that name and lose it again before anybody has looked at that.
+        """
+        with self._due:
+            self._linked.add(inode)
+
     def settle(self, seq: int, *, is_written: bool) -> None:
         """Take note that nothing has changed that was not told up to an event, if everything up to it is written."""
         with self._due:
@@ -118,8 +129,8 @@ class Inbox:
         """Return everything that there is to do."""
         with self._due:
             seq = max(self._followed, self._wanted)
-            task = Task(self._batches, seq, self._looks_at_unheard, self._looks_again, self._is_lost)
-            self._batches, self._waiting = [], 0
+            task = Task(self._batches, seq, self._looks_at_unheard, self._looks_again, self._linked, self._is_lost)
+            self._batches, self._waiting, self._linked = [], 0, set()
             self._looks_at_unheard = self._looks_again = self._is_lost = False
             return task
 
@@ -129,6 +140,7 @@ class Inbox:
             self._batches = task.batches + self._batches
             self._waiting += sum(map(len, task.batches))
             self._looks_at_unheard |= task.looks_at_unheard
+            self._linked |= task.linked
 
     def lose(self) -> None:
         """Take note that the events that were taken last are lost."""

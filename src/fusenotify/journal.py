@@ -28,7 +28,7 @@ from fusenotify.filesystems import Filesystems
 from fusenotify.history import EVERYTHING, History, SnapshotRow
 from fusenotify.identity import Identity
 from fusenotify.intents import Intents
-from fusenotify.rows import RACY
+from fusenotify.rows import RACY, signed
 from fusenotify.scribe import Scribe
 from fusenotify.status import JournalStatus
 
@@ -278,6 +278,10 @@ class Journal:
         self._scribe.hurry(seq, looks_at_unheard=True)
         await self._written(seq)
         return seq
+
+    def link(self, inode: int) -> None:
+        """Take note of a file that got another name through the mount, by which it may be changed unseen."""
+        self._scribe.link(signed(inode))
 
     async def _of_snapshot(self, name: str) -> str:
         found = [row.cursor for row in await self.snapshots() if row.name == name]

@@ -220,9 +220,11 @@ class Operations(pyfuse3.Operations):
     async def link(self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: Context) -> EntryAttributes:
         _check_name(inode, b"")
         _check_name(new_parent_inode, new_name)
-        return await self._change(
+        entry = await self._change(
             inode, self._tree.link, new_parent_inode, new_name, ctx, entries_of=[new_parent_inode]
         )
+        self._journal.link(self._nodes.table.get(inode).key.number)
+        return entry
 
     @answering
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: Context) -> None:

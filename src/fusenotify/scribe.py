@@ -105,6 +105,10 @@ class Scribe:
         if not self._inbox.follow(records):
             self.is_ready = False
 
+    def link(self, inode: int) -> None:
+        """Take note of a file that got another name through the mount (see `Inbox.link`)."""
+        self._inbox.link(inode)
+
     def settle(self, seq: int) -> None:
         """Take note that nothing has changed that was not told up to an event, all of which is written."""
         self._inbox.settle(seq, is_written=self.written >= seq and self.is_ready)
@@ -181,7 +185,7 @@ class Scribe:
                 self._inbox.lose()
                 return False
         records = [record for batch in task.batches for record in batch if record.kind & CHANGES]
-        is_due = bool(task.batches) or task.seq > self.written or self.is_failing
+        is_due = bool(task.batches) or bool(task.linked) or task.seq > self.written or self.is_failing
         if is_due and not self._attempt_events(records, task):
             self._inbox.put_back(task)
             return True
@@ -247,6 +251,7 @@ class Scribe:
                 if self._entries.find(row.parent, row.name) == row:  # else an event has told of it
                     self._entries.touch(row, look, self._history.start + task.seq)
                     touched.add(self._entries.inode_at(row.parent))
+            self._entries.note_linked(task.linked, self._history.start + task.seq)
             for path, look in older.items():
                 self._entries.look_again(path, look)
                 touched.add(self._entries.inode_of(path.rpartition(b"/")[0] or b"."))
