@@ -15,6 +15,7 @@ from fusenotify.config import JournalRules
 from fusenotify.export import Export
 from fusenotify.journal import Change
 from tests.harness import PATIENCE
+from tests.workload import not_blocking
 
 
 class Journalled:
@@ -152,7 +153,8 @@ class Workload:
 
     def _write(self, side: Path) -> None:
         self._count += 1
-        self._new(side).write_text(f"{self._count}")
+        with open(self._new(side), "w", opener=not_blocking) as file:  # which may be a fifo
+            file.write(f"{self._count}")
 
     def _overwrite(self, side: Path) -> None:
         """Write in place, which keeps the size, and put the time of modification back."""
