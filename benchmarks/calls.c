@@ -2,7 +2,7 @@
  *
  *     calls getattr FILE N    attributes that the filesystem has to be asked for, whatever the kernel has cached
  *     calls open FILE N       open for reading and close
- *     calls small DIRECTORY N create, write 4 KiB, close; and when all are there, unlink
+ *     calls small DIRECTORY N create, write 4 KiB, close, unlink
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -52,12 +52,7 @@ static int make_small_files(const char *directory, int n)
         int fd;
         snprintf(name, sizeof name, "small%d", i);
         fd = open(name, O_CREAT | O_WRONLY, 0644);
-        if (fd < 0 || write(fd, data, sizeof data) != sizeof data || close(fd) != 0)
-            return 1;
-    }
-    for (i = 0; i < n; i++) {
-        snprintf(name, sizeof name, "small%d", i);
-        if (unlink(name) != 0)
+        if (fd < 0 || write(fd, data, sizeof data) != sizeof data || close(fd) != 0 || unlink(name) != 0)
             return 1;
     }
     return 0;

@@ -19,7 +19,6 @@ from benchmarks.table import OURS
 FUSENOTIFY = [sys.executable, "-m", "fusenotify"]
 PASSTHROUGH_LL = Path("/usr/share/doc/libfuse3-dev/examples/passthrough_ll.c")
 _PATIENCE = 60.0
-_WITH_DESCRIPTORS = ["prlimit", "--nofile=1000000"]  # they keep one for each node
 
 # Mounts a directory (first) at another one (second), and yields where it can be used.
 Mounter = Callable[[Path, Path], AbstractContextManager[Path]]
@@ -32,13 +31,12 @@ def mounts(scratch: Path, passthrough_hp: Path | None) -> dict[str, Mounter]:
     """
     found: dict[str, Mounter] = {"native": native, OURS: ours}
     if passthrough_hp is not None:
-        command = [*_WITH_DESCRIPTORS, str(passthrough_hp), "--foreground"]
+        command = [str(passthrough_hp), "--foreground"]
         found["passthrough_hp"] = partial(in_foreground, command)
-        found["passthrough_hp, uncached"] = partial(in_foreground, [*command, "--nocache", "--nopassthrough"])
+        found["passthrough_hp uncached"] = partial(in_foreground, [*command, "--nocache", "--nopassthrough"])
     if PASSTHROUGH_LL.with_suffix(".c.gz").exists() or PASSTHROUGH_LL.exists():
         program = _built_passthrough_ll(scratch)
-        command = [*_WITH_DESCRIPTORS, program, "-f", "-o", "cache=never"]
-        found["passthrough_ll, uncached"] = partial(in_foreground, command, option=True)
+        found["passthrough_ll uncached"] = partial(in_foreground, [program, "-f", "-o", "cache=never"], option=True)
     if shutil.which("bindfs"):
         found["bindfs"] = partial(in_foreground, ["bindfs", "-f"])
     example = _fetched_example(scratch)
@@ -70,8 +68,8 @@ def in_foreground(command: list[str], source: Path, mountpoint: Path, *, option:
     """Mount with a program that stays; `option` is whether it takes the source as a mount option."""
     arguments = ["-o", f"source={source}", mountpoint] if option else [source, mountpoint]
     process = subprocess.Popen([*command, *arguments], stderr=subprocess.DEVNULL)
+    _await_mount(mountpoint, process)
     try:
-        _await_mount(mountpoint, process)
         yield mountpoint
     finally:
         subprocess.run(["fusermount3", "-u", mountpoint], check=True)
