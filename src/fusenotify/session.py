@@ -3,14 +3,16 @@
 pyfuse3 reaches its event loop through one module attribute, `pyfuse3.trio`, so that asyncio can stand in for trio.
 `FuseLoop` stands in there too and keeps the concurrency contract of docs/architecture.md:
 
-- exactly one task holds the reader's role and serves one request after the other; trio gets a turn when nothing is
-  waiting, and after every `_STREAK` requests;
+- exactly one task holds the reader's role and serves one request after the other; trio gets a turn when anything else
+  is to be done and no request is waiting, and after every `_STREAK` requests;
 - a handler that must wait calls `park`, which hands the role to another task first, however many are parked already;
 - the descriptor is non-blocking, so a caller killed between poll and read costs one more turn and no more.
 """
 
+import contextlib
 import errno
 import logging
+import math
 import os
 import select
 import subprocess
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_STREAK: Final = 64  # requests served before other tasks get a turn
+_STREAK: Final = 16  # requests served before other tasks get a turn
 _IDLE_LOOPS: Final = 8  # kept for the next handlers that park; each owns a request buffer of 1 MiB
 # Parked handlers that wait in the kernel at the same time, of all users and of one: more of them wait in line.
 _MOST_THREADS: Final = 1024
@@ -44,6 +46,9 @@ class FuseLoop:
         self._fd = fuse_fd
         self._poll = select.poll()
         self._poll.register(fuse_fd, select.POLLIN)
+        self._anything = select.poll()  # that could make the event loop go on
+        self._anything.register(fuse_fd, select.POLLIN)
+        self._turns: _Turns | None = None
         self._streak = 0
         self._reader: trio.lowlevel.Task | None = None
         self._standby = trio.lowlevel.ParkingLot()
@@ -59,6 +64,11 @@ class FuseLoop:
     async def run(self) -> None:
         """Serve requests until the filesystem is unmounted or `pyfuse3.terminate` is called."""
         vars(pyfuse3)["trio"] = _Loop(self)
+        trios_fd = _descriptor_of_trio()
+        if trios_fd is not None:
+            self._anything.register(trios_fd, select.POLLIN)
+            self._turns = _Turns()
+            trio.lowlevel.add_instrument(self._turns)
         try:
             # One task of pyfuse3's own making; the others are ours, and beyond so many idle ones pyfuse3 ends them.
             await pyfuse3.main(_IDLE_LOOPS, 1)
@@ -170,16 +180,67 @@ class FuseLoop:
             await self._standby.park()
 
     async def wait_readable(self, fd: int) -> None:
-        """Return when a request waits, without a turn of the event loop if one does already."""
+        """Return when a request waits, without a turn of the event loop if nothing else is to be done."""
         self._streak += 1
         if self._streak >= _STREAK:
             self._streak = 0
             await trio.lowlevel.wait_readable(fd)
         # The last look comes right before the read: a request whose caller is killed in between costs a request buffer,
         # which pyfuse3 does not free when it finds nothing.
-        while not self._poll.poll(0):
+        while not (self._poll.poll(0) or self._comes_before_anything_else()):
             self._streak = 0
             await trio.lowlevel.wait_readable(fd)
+
+    def _comes_before_anything_else(self) -> bool:
+        """Wait as the event loop would, and return whether it is a request that comes.
+
+        A turn of the loop takes as long as a request does. While no task can go on there is no need for one: what the
+        loop would wait for is waited for here.
+        """
+        if self._turns is None or self._turns.are_wanted:
+            return False
+        seconds = trio.lowlevel.current_statistics().seconds_to_next_deadline
+        ready = self._anything.poll(None if seconds == math.inf else max(0, seconds * 1000))
+        return [fd for fd, _ in ready] == [self._fd]
+
+
+class _Turns(trio.abc.Instrument):
+    """Knows whether any task but the one that runs waits for its turn."""
+
+    def __init__(self) -> None:
+        self._waiting: set[trio.lowlevel.Task] = set()
+        self._knows_all = False  # those that waited when this began have had their turns
+
+    @property
+    def are_wanted(self) -> bool:
+        """Whether there is a task that can go on, or may be."""
+        return bool(self._waiting) or not self._knows_all
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        """Called by trio: a task can go on."""
+        self._waiting.add(task)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Called by trio: it does."""
+        self._waiting.discard(task)
+
+    def before_io_wait(self, timeout: float) -> None:
+        """Called by trio: it is about to wait for so many seconds, 0 if there are tasks that can go on."""
+        self._knows_all |= timeout > 0
+
+
+def _descriptor_of_trio() -> int | None:
+    """Return the descriptor by which trio waits for everything, None where that is not known for sure.
+
+    It is readable when there is something for trio to do: input, output, results of threads, signals. Trio does not tell
+    which it is, but there is no other one of its kind in a process of ours.
+    """
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of this very listing
+            if os.readlink(f"/proc/self/fd/{number}") == "anon_inode:[eventpoll]":
+                found.append(int(number))
+    return found[0] if len(found) == 1 else None
 
 
 class _Loop:
