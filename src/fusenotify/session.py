@@ -3,8 +3,8 @@
 pyfuse3 reaches its event loop through one module attribute, `pyfuse3.trio`, so that asyncio can stand in for trio.
 `FuseLoop` stands in there too and keeps the concurrency contract of docs/architecture.md:
 
-- exactly one task holds the reader's role and serves one request after the other; trio gets a turn when anything else
-  is to be done and no request is waiting, and after every `_STREAK` requests;
+- exactly one task holds the reader's role and serves one request after the other; trio gets a turn when there is
+  something else to be done and no more requests come, and at the latest after `_SLICE`;
 - a handler that must wait calls `park`, which hands the role to another task first, however many are parked already;
 - the descriptor is non-blocking, so a caller killed between poll and read costs one more turn and no more.
 """
@@ -17,6 +17,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Final, TypeVar
@@ -28,7 +29,11 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_STREAK: Final = 16  # requests served before other tasks get a turn
+_SLICE: Final = 0.001  # seconds of requests before other tasks get a turn
+# So long the next request is awaited before other tasks get a turn: what they do for one takes longer than a request
+# does, and hardly more for ten. Seconds.
+_GRACE: Final = 0.0001
+_FD_SETSIZE: Final = 1024  # select(2) takes no larger descriptors
 _IDLE_LOOPS: Final = 8  # kept for the next handlers that park; each owns a request buffer of 1 MiB
 # Parked handlers that wait in the kernel at the same time, of all users and of one: more of them wait in line.
 _MOST_THREADS: Final = 1024
@@ -46,10 +51,9 @@ class FuseLoop:
         self._fd = fuse_fd
         self._poll = select.poll()
         self._poll.register(fuse_fd, select.POLLIN)
-        self._anything = select.poll()  # that could make the event loop go on
-        self._anything.register(fuse_fd, select.POLLIN)
+        self._anything = [fuse_fd]  # that could make the event loop go on
         self._turns: _Turns | None = None
-        self._streak = 0
+        self._slice_began = 0.0
         self._reader: trio.lowlevel.Task | None = None
         self._standby = trio.lowlevel.ParkingLot()
         self._start_another: Callable[[], None] = lambda: None
@@ -65,8 +69,8 @@ class FuseLoop:
         """Serve requests until the filesystem is unmounted or `pyfuse3.terminate` is called."""
         vars(pyfuse3)["trio"] = _Loop(self)
         trios_fd = _descriptor_of_trio()
-        if trios_fd is not None:
-            self._anything.register(trios_fd, select.POLLIN)
+        if trios_fd is not None and max(trios_fd, self._fd) < _FD_SETSIZE:
+            self._anything.append(trios_fd)
             self._turns = _Turns()
             trio.lowlevel.add_instrument(self._turns)
         try:
@@ -181,15 +185,16 @@ class FuseLoop:
 
     async def wait_readable(self, fd: int) -> None:
         """Return when a request waits, without a turn of the event loop if nothing else is to be done."""
-        self._streak += 1
-        if self._streak >= _STREAK:
-            self._streak = 0
-            await trio.lowlevel.wait_readable(fd)
+        if time.perf_counter() >= self._slice_began + _SLICE:
+            await self._give_turn(fd)
         # The last look comes right before the read: a request whose caller is killed in between costs a request buffer,
         # which pyfuse3 does not free when it finds nothing.
         while not (self._poll.poll(0) or self._comes_before_anything_else()):
-            self._streak = 0
-            await trio.lowlevel.wait_readable(fd)
+            await self._give_turn(fd)
+
+    async def _give_turn(self, fd: int) -> None:
+        await trio.lowlevel.wait_readable(fd)
+        self._slice_began = time.perf_counter()
 
     def _comes_before_anything_else(self) -> bool:
         """Wait as the event loop would, and return whether it is a request that comes.
@@ -197,11 +202,18 @@ class FuseLoop:
         A turn of the loop takes as long as a request does. While no task can go on there is no need for one: what the
         loop would wait for is waited for here.
         """
-        if self._turns is None or self._turns.are_wanted:
+        if self._turns is None:
             return False
+        if self._turns.are_wanted:
+            return self._is_first(_GRACE)
         seconds = trio.lowlevel.current_statistics().seconds_to_next_deadline
-        ready = self._anything.poll(None if seconds == math.inf else max(0, seconds * 1000))
-        return [fd for fd, _ in ready] == [self._fd]
+        is_request = self._is_first(None if seconds == math.inf else max(0.0, seconds))
+        self._slice_began = time.perf_counter()
+        return is_request
+
+    def _is_first(self, seconds: float | None) -> bool:
+        ready, _, _ = select.select(self._anything, [], [], seconds)
+        return ready == [self._fd]
 
 
 class _Turns(trio.abc.Instrument):
@@ -232,8 +244,8 @@ class _Turns(trio.abc.Instrument):
 def _descriptor_of_trio() -> int | None:
     """Return the descriptor by which trio waits for everything, None where that is not known for sure.
 
-    It is readable when there is something for trio to do: input, output, results of threads, signals. Trio does not tell
-    which it is, but there is no other one of its kind in a process of ours.
+    It is readable when there is something for trio to do: input, output, results of threads, signals. Trio does not
+    tell which it is, but there is no other one of its kind in a process of ours.
     """
     found = []
     for number in os.listdir("/proc/self/fd"):
