@@ -4,20 +4,16 @@ pyfuse3 reaches its event loop through one module attribute, `pyfuse3.trio`, so 
 `FuseLoop` stands in there too and keeps the concurrency contract of docs/architecture.md:
 
 - exactly one task holds the reader's role and serves one request after the other; trio gets a turn when there is
-  something else to be done and no more requests come, and at the latest after `_SLICE`;
+  something else to be done and no more requests come, and in any case soon (see `waiting`);
 - a handler that must wait calls `park`, which hands the role to another task first, however many are parked already;
 - the descriptor is non-blocking, so a caller killed between poll and read costs one more turn and no more.
 """
 
-import contextlib
 import errno
 import logging
-import math
 import os
-import select
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Final, TypeVar
@@ -25,15 +21,12 @@ from typing import Final, TypeVar
 import pyfuse3
 import trio
 
+from fusenotify.waiting import Requests
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_SLICE: Final = 0.001  # seconds of requests before other tasks get a turn
-# So long the next request is awaited before other tasks get a turn: what they do for one takes longer than a request
-# does, and hardly more for ten. Seconds.
-_GRACE: Final = 0.0001
-_FD_SETSIZE: Final = 1024  # select(2) takes no larger descriptors
 _IDLE_LOOPS: Final = 8  # kept for the next handlers that park; each owns a request buffer of 1 MiB
 # Parked handlers that wait in the kernel at the same time, of all users and of one: more of them wait in line.
 _MOST_THREADS: Final = 1024
@@ -48,12 +41,7 @@ class FuseLoop:
     """Runs pyfuse3's session loop on a mounted, non-blocking FUSE descriptor."""
 
     def __init__(self, fuse_fd: int) -> None:
-        self._fd = fuse_fd
-        self._poll = select.poll()
-        self._poll.register(fuse_fd, select.POLLIN)
-        self._anything = [fuse_fd]  # that could make the event loop go on
-        self._turns: _Turns | None = None
-        self._slice_began = 0.0
+        self._requests = Requests(fuse_fd)
         self._reader: trio.lowlevel.Task | None = None
         self._standby = trio.lowlevel.ParkingLot()
         self._start_another: Callable[[], None] = lambda: None
@@ -68,15 +56,12 @@ class FuseLoop:
     async def run(self) -> None:
         """Serve requests until the filesystem is unmounted or `pyfuse3.terminate` is called."""
         vars(pyfuse3)["trio"] = _Loop(self)
-        trios_fd = _descriptor_of_trio()
-        if trios_fd is not None and max(trios_fd, self._fd) < _FD_SETSIZE:
-            self._anything.append(trios_fd)
-            self._turns = _Turns()
-            trio.lowlevel.add_instrument(self._turns)
+        self._requests.begin()
         try:
             # One task of pyfuse3's own making; the others are ours, and beyond so many idle ones pyfuse3 ends them.
             await pyfuse3.main(_IDLE_LOOPS, 1)
         finally:
+            self._requests.end()
             vars(pyfuse3)["trio"] = trio
 
     async def park(self, uid: int, function: Callable[..., T], *args: object) -> T:
@@ -126,7 +111,7 @@ class FuseLoop:
         """
         await trio.lowlevel.checkpoint()
         begun = self._markers_begun
-        if not self._poll.poll(0):
+        if not self._requests.has_one():
             return
         async with self._marking:
             if self._marker_answered <= begun:  # else one that began after this call has served us too
@@ -184,75 +169,8 @@ class FuseLoop:
             await self._standby.park()
 
     async def wait_readable(self, fd: int) -> None:
-        """Return when a request waits, without a turn of the event loop if nothing else is to be done."""
-        if time.perf_counter() >= self._slice_began + _SLICE:
-            await self._give_turn(fd)
-        # The last look comes right before the read: a request whose caller is killed in between costs a request buffer,
-        # which pyfuse3 does not free when it finds nothing.
-        while not (self._poll.poll(0) or self._comes_before_anything_else()):
-            await self._give_turn(fd)
-
-    async def _give_turn(self, fd: int) -> None:
-        await trio.lowlevel.wait_readable(fd)
-        self._slice_began = time.perf_counter()
-
-    def _comes_before_anything_else(self) -> bool:
-        """Wait as the event loop would, and return whether it is a request that comes.
-
-        A turn of the loop takes as long as a request does. While no task can go on there is no need for one: what the
-        loop would wait for is waited for here.
-        """
-        if self._turns is None:
-            return False
-        if self._turns.are_wanted:
-            return self._is_first(_GRACE)
-        seconds = trio.lowlevel.current_statistics().seconds_to_next_deadline
-        is_request = self._is_first(None if seconds == math.inf else max(0.0, seconds))
-        self._slice_began = time.perf_counter()
-        return is_request
-
-    def _is_first(self, seconds: float | None) -> bool:
-        ready, _, _ = select.select(self._anything, [], [], seconds)
-        return ready == [self._fd]
-
-
-class _Turns(trio.abc.Instrument):
-    """Knows whether any task but the one that runs waits for its turn."""
-
-    def __init__(self) -> None:
-        self._waiting: set[trio.lowlevel.Task] = set()
-        self._knows_all = False  # those that waited when this began have had their turns
-
-    @property
-    def are_wanted(self) -> bool:
-        """Whether there is a task that can go on, or may be."""
-        return bool(self._waiting) or not self._knows_all
-
-    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
-        """Called by trio: a task can go on."""
-        self._waiting.add(task)
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Called by trio: it does."""
-        self._waiting.discard(task)
-
-    def before_io_wait(self, timeout: float) -> None:
-        """Called by trio: it is about to wait for so many seconds, 0 if there are tasks that can go on."""
-        self._knows_all |= timeout > 0
-
-
-def _descriptor_of_trio() -> int | None:
-    """Return the descriptor by which trio waits for everything, None where that is not known for sure.
-
-    It is readable when there is something for trio to do: input, output, results of threads, signals. Trio does not
-    tell which it is, but there is no other one of its kind in a process of ours.
-    """
-    found = []
-    for number in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # that of this very listing
-            if os.readlink(f"/proc/self/fd/{number}") == "anon_inode:[eventpoll]":
-                found.append(int(number))
-    return found[0] if len(found) == 1 else None
+        """Return when a request waits."""
+        await self._requests.wait()
 
 
 class _Loop:
