@@ -54,17 +54,16 @@ class Listener:
                 self._grown.notify_all()
 
     def wait_for(self, text: str, seconds: float = PATIENCE) -> bool:
-        """Wait until it has printed something; return whether it did."""
-        wanted, seen, rest = text.encode(), 0, b""
+        """Wait until it has printed something, and the rest of that line; return whether it did."""
+        wanted, seen, rest, is_found = text.encode(), 0, b"", False
 
         def is_there() -> bool:
-            nonlocal seen, rest
+            nonlocal seen, rest, is_found
             while seen < len(self._pieces):
                 rest = rest[-len(wanted) :] + self._pieces[seen][1]
                 seen += 1
-                if wanted in rest:
-                    return True
-            return False
+                is_found |= wanted in rest
+            return is_found and rest.endswith(b"\n")
 
         with self._grown:
             return self._grown.wait_for(is_there, seconds)
@@ -179,7 +178,7 @@ def watchman(source: Path, scratch: Path) -> Iterator[Listener]:
         _await(home / "socket")
         subprocess.run([*client, "watch", source], stdout=subprocess.DEVNULL, check=True)
         asked = json.dumps(["subscribe", str(source), "bench", {"fields": ["name", "exists"]}]) + "\n"
-        with running([*client, "-j", "-p"], '"files"', _parse_watchman, asked.encode()) as listener:
+        with running([*client, "-j", "-p"], '"subscribe"', _parse_watchman, asked.encode()) as listener:
             listener.pid = server.pid
             listener.ready_after = time.perf_counter() - start
             yield listener
