@@ -27,15 +27,19 @@ class Requests:
         self._fd = fd
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
-        self._anything = [fd]  # that could make the event loop go on
+        self._anything = select.poll()  # that could make the event loop go on
+        self._anything.register(fd, select.POLLIN)
+        self._descriptors = [fd]  # the same
         self._turns: _Turns | None = None
         self._slice_began = 0.0
+        self._deadline = math.inf  # at which the loop goes on in any case, by its own clock
 
     def begin(self) -> None:
         """Take note of the event loop, which has to run."""
         trios_fd = _descriptor_of_trio()
         if trios_fd is not None and max(trios_fd, self._fd) < _FD_SETSIZE:
-            self._anything.append(trios_fd)
+            self._anything.register(trios_fd, select.POLLIN)
+            self._descriptors.append(trios_fd)
             self._turns = _Turns()
             trio.lowlevel.add_instrument(self._turns)
 
@@ -55,7 +59,7 @@ class Requests:
             await self._give_turn()
         # The last look comes right before the read: a request whose caller is killed in between costs a request buffer,
         # which pyfuse3 does not free when it finds nothing.
-        while not (self.has_one() or self._comes_first()):
+        while not self._comes_first():
             await self._give_turn()
 
     async def _give_turn(self) -> None:
@@ -65,23 +69,31 @@ class Requests:
     def _comes_first(self) -> bool:
         """Wait as the event loop would, and return whether it is a request that comes."""
         if self._turns is None:
-            return False
+            return self.has_one()
         if self._turns.are_wanted:
-            return self._is_first(_GRACE)
-        seconds = trio.lowlevel.current_statistics().seconds_to_next_deadline
-        is_request = self._is_first(None if seconds == math.inf else max(0.0, seconds))
+            return self.has_one() or select.select(self._descriptors, [], [], _GRACE)[0] == [self._fd]
+        ready = self._anything.poll(self._milliseconds())
         self._slice_began = time.perf_counter()
-        return is_request
+        return len(ready) == 1 and ready[0][0] == self._fd
 
-    def _is_first(self, seconds: float | None) -> bool:
-        ready, _, _ = select.select(self._anything, [], [], seconds)
-        return ready == [self._fd]
+    def _milliseconds(self) -> float | None:
+        """Return how long the loop would wait, None for ever; deadlines change only in the turns of tasks."""
+        assert self._turns is not None
+        if self._turns.were_taken:
+            self._turns.were_taken = False
+            self._deadline = trio.current_time() + trio.lowlevel.current_statistics().seconds_to_next_deadline
+        return None if self._deadline == math.inf else max(0.0, self._deadline - trio.current_time()) * 1000
 
 
 class _Turns(trio.abc.Instrument):
-    """Knows whether any task but the one that runs waits for its turn."""
+    """Knows whether any task but the one that runs waits for its turn.
+
+    Attributes:
+        were_taken: whether there were any since this was last set to False.
+    """
 
     def __init__(self) -> None:
+        self.were_taken = True
         self._waiting: set[trio.lowlevel.Task] = set()
         self._knows_all = False  # those that waited when this began have had their turns
 
@@ -97,6 +109,7 @@ class _Turns(trio.abc.Instrument):
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         """Called by trio: it does."""
         self._waiting.discard(task)
+        self.were_taken = True
 
     def before_io_wait(self, timeout: float) -> None:
         """Called by trio: it is about to wait for so many seconds, 0 if there are tasks that can go on."""
