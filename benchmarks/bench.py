@@ -16,7 +16,7 @@ sys.path.insert(0, str(HERE.parent))
 from benchmarks import deliveries, files, listeners, nodes, peers  # noqa: E402 - run as a script
 
 T = TypeVar("T")
-TABLES = ("files", "events", "start", "nodes")
+TABLES = ("calls", "files", "events", "start", "nodes")
 
 
 def main() -> None:
@@ -32,8 +32,12 @@ def main() -> None:
     tables = options.only or TABLES
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="fusenotify-bench-") as name:
         scratch = Path(name)
-        if "files" in tables:
-            files.bench(scratch, options.rounds, chosen(peers.mounts(scratch, options.passthrough_hp), options.columns))
+        if {"calls", "files"}.intersection(tables):
+            mounts = chosen(peers.mounts(scratch, options.passthrough_hp), options.columns)
+            if "calls" in tables:
+                files.bench_calls(scratch, options.rounds, mounts)
+            if "files" in tables:
+                files.bench(scratch, options.rounds, mounts)
         listening = chosen(listeners.listeners(options.watcher), options.columns)
         if "events" in tables:
             deliveries.bench(scratch, options.rounds, listening)

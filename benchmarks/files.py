@@ -14,17 +14,28 @@ DIRECTORIES, FILES_PER_DIRECTORY = 850, 20  # passthrough_hp keeps a descriptor 
 SMALL_FILES = 5000
 CALLS = 20_000
 MIB = 512
+AGAINST = ("native", "passthrough_hp")
 
 
 def bench(scratch: Path, rounds: int, mounts: dict[str, peers.Mounter]) -> None:
-    """Measure each of the mounts in turn."""
+    """Measure everyday uses of each of the mounts in turn."""
     source, mountpoint = scratch / "tree", scratch / "files"
     make_tree(source)
     mountpoint.mkdir()
-    calls = programs.compiled("calls", scratch)
-    columns = {name: partial(measure_mount, mount, source, mountpoint, calls) for name, mount in mounts.items()}
+    columns = {name: partial(measure_uses, mount, source, mountpoint) for name, mount in mounts.items()}
     title = f"File operations: {DIRECTORIES} directories, {DIRECTORIES * FILES_PER_DIRECTORY} files"
-    print_table(title, interleaved(columns, rounds), against=["native", "passthrough_hp"])
+    print_table(title, interleaved(columns, rounds), against=AGAINST)
+
+
+def bench_calls(scratch: Path, rounds: int, mounts: dict[str, peers.Mounter]) -> None:
+    """Measure single calls on each of the mounts in turn."""
+    source, mountpoint = scratch / "one", scratch / "calls"
+    source.mkdir()
+    (source / "file").touch()
+    mountpoint.mkdir()
+    calls = programs.compiled("calls", scratch)
+    columns = {name: partial(measure_calls, mount, source, mountpoint, calls) for name, mount in mounts.items()}
+    print_table("Single calls: medians", interleaved(columns, rounds), against=AGAINST)
 
 
 def make_tree(root: Path) -> None:
@@ -43,8 +54,8 @@ def make_tree(root: Path) -> None:
     subprocess.run(["dd", "if=/dev/urandom", f"of={root}/big", "bs=1M", f"count={MIB}", "status=none"], check=True)
 
 
-def measure_mount(mount: peers.Mounter, source: Path, mountpoint: Path, calls: Path) -> Figures:
-    """Mount, and time some everyday uses and single calls."""
+def measure_uses(mount: peers.Mounter, source: Path, mountpoint: Path) -> Figures:
+    """Mount, and time some everyday uses."""
     with mount(source, mountpoint) as root:
         walk: list[str | Path] = ["find", root, "-size", "+1G"]  # which asks for the attributes of everything
         status: list[str | Path] = ["git", "-C", root, "status", "-s"]
@@ -52,17 +63,23 @@ def measure_mount(mount: peers.Mounter, source: Path, mountpoint: Path, calls: P
         figures["tar of the tree s"] = seconds(["sh", "-c", 'tar -C "$0" --exclude ./big -c . | cat >/dev/null', root])
         seconds(status)
         figures["git status, warm s"] = seconds(status)
-        figures["create, write 4 KiB, close, unlink µs"] = per_call(calls, "small", root, SMALL_FILES)
         read = ["dd", f"if={root}/big", "of=/dev/null", "bs=1M", "status=none"]
         figures[f"read {MIB} MiB, cold s"] = seconds(read)
         figures[f"read {MIB} MiB, warm s"] = seconds(read)
         write = ["dd", "if=/dev/zero", f"of={root}/written", "bs=1M", f"count={MIB}", "status=none"]
         figures[f"write {MIB} MiB s"] = seconds(write)
         (root / "written").unlink()
-        file = root / "d0" / "f0"
-        figures["getattr, uncached µs"] = per_call(calls, "getattr", file, CALLS)
-        figures["open + close µs"] = per_call(calls, "open", file, CALLS)
     return figures
+
+
+def measure_calls(mount: peers.Mounter, source: Path, mountpoint: Path, calls: Path) -> Figures:
+    """Mount, and time single calls."""
+    with mount(source, mountpoint) as root:
+        return {
+            "getattr, uncached µs": per_call(calls, "getattr", root / "file", CALLS),
+            "open + close µs": per_call(calls, "open", root / "file", CALLS),
+            "create, write 4 KiB, close, unlink µs": per_call(calls, "small", root, SMALL_FILES),
+        }
 
 
 def seconds(command: Sequence[str | Path]) -> float:
