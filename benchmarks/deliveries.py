@@ -156,6 +156,4 @@ def bench_start(scratch: Path, rounds: int, listeners: dict[str, Starter]) -> No
 def measure_start(start: Starter, source: Path, scratch: Path) -> Figures:
     """Listen to a large tree."""
     with tempfile.TemporaryDirectory(dir=scratch) as beside, start(source, Path(beside)) as listener:
-        figures = {"watching after s": listener.ready_after}
-        finish(listener, source)
-        return figures | {"memory MiB": programs.memory_of(listener.pid) / (1 << 20)}
+        return {"watching after s": listener.ready_after, "memory MiB": programs.memory_of(listener.pid) / (1 << 20)}
