@@ -1,16 +1,20 @@
 """The reader of requests waits on its own where it may, and never where anybody else could go on."""
 
 import contextlib
+import itertools
+import math
 import os
 import select
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import trio
 
+from fusenotify import waiting
 from fusenotify.waiting import Requests
 from tests.harness import Mount
 
@@ -60,6 +64,31 @@ async def test_others_have_turns_while_requests_never_end(pipes: tuple[Pipe, Pip
             nursery.start_soon(take_turns)
             while turns < 20:
                 await requests.wait()
+
+
+async def test_who_sleeps_is_woken_while_requests_never_end(
+    pipes: tuple[Pipe, Pipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By this clock we never lose the processor, which would be a reason to give a turn.
+    ticks = itertools.count(0, 0.000_001)
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    os.write(pipes[0].writing, b"x")
+    due, is_awake = math.inf, False
+
+    async def sleep() -> None:
+        nonlocal due, is_awake
+        due = trio.current_time() + 0.1
+        await trio.sleep_until(due)
+        is_awake = True
+
+    with begun(pipes[0].reading) as requests:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sleep)
+            overslept = 0
+            while not is_awake:
+                await requests.wait()
+                overslept += trio.current_time() > due
+                assert overslept < 5000
 
 
 async def test_who_can_go_on_is_not_kept_waiting(pipes: tuple[Pipe, Pipe]) -> None:

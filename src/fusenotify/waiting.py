@@ -72,12 +72,15 @@ class Requests:
             return self.has_one()
         if self._turns.are_wanted:
             return self.has_one() or select.select(self._descriptors, [], [], _GRACE)[0] == [self._fd]
-        ready = self._anything.poll(self._milliseconds())
+        patience = self._milliseconds()
+        if patience == 0:
+            return False  # somebody's time has come, which requests without an end would keep from being seen
+        ready = self._anything.poll(patience)
         self._slice_began = time.perf_counter()
         return len(ready) == 1 and ready[0][0] == self._fd
 
     def _milliseconds(self) -> float | None:
-        """Return how long the loop would wait, None for ever; deadlines change only in the turns of tasks."""
+        """Return how long the loop would wait, None for ever; tasks set deadlines in their turns, for themselves."""
         assert self._turns is not None
         if self._turns.were_taken:
             self._turns.were_taken = False
