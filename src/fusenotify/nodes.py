@@ -97,7 +97,7 @@ class Nodes:
                 self._drop_directory_fd(nodeid)
         self.backing.let_go()
 
-    def descriptor(self, node: Node) -> "Held":
+    def descriptor(self, node: Node) -> Held:
         """Hold an O_PATH descriptor of any object."""
         if node.is_dir:
             return Held(self.directory_fd(node), is_kept=True)

@@ -116,8 +116,7 @@ class InotifyWatcher(Watcher):
         if not self._buffer:
             return None
         position, data = self._taken, self._buffer.popleft()
-        if self._buffer and len(data) + len(self._buffer[0]) <= _CHUNK:
-            data += b"".join(self._follow_up(_CHUNK - len(data)))  # each round of work has a price of its own
+        data += b"".join(self._follow_up(_CHUNK - len(data)))  # each round of work has a price of its own
         self._taken += len(data)
         return self._taken, parse(data, position)
 
