@@ -91,6 +91,27 @@ async def test_who_sleeps_is_woken_while_requests_never_end(
                 assert overslept < 5000
 
 
+async def test_others_go_on_at_once_behind_a_request_that_gives_way(
+    pipes: tuple[Pipe, Pipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(perf_counter=lambda: 1.0))  # so no turn is due
+    monkeypatch.setattr(waiting, "_GRACE", 10.0)
+    os.write(pipes[0].writing, b"x")
+
+    async def request() -> None:
+        os.write(pipes[0].writing, b"x")
+
+    with begun(pipes[0].reading) as requests:
+        await requests.wait()
+        os.read(pipes[0].reading, 1)
+        async with trio.open_nursery() as nursery:
+            began = trio.current_time()
+            nursery.start_soon(request)
+            requests.give_way()
+            await requests.wait()
+            assert trio.current_time() < began + 10
+
+
 async def test_who_can_go_on_is_not_kept_waiting(pipes: tuple[Pipe, Pipe]) -> None:
     """Whoever has a turn to come: in this round or in the next, after a thread, after input, after a while."""
     requested, other = pipes

@@ -361,6 +361,7 @@ class Operations(pyfuse3.Operations):
     @answering
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         if fh >= FIRST_VIRTUAL:
+            self._loop.give_way()
             return self._queues.write(fh, buf)
         return await self._change_open(fh, self._files.write, off, buf)
 

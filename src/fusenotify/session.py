@@ -135,6 +135,10 @@ class FuseLoop:
         else:
             self._start_another()
 
+    def give_way(self) -> None:
+        """Have other tasks go on before the next request: who made this one waits for what they do about it."""
+        self._requests.give_way()
+
     # --- what pyfuse3 calls ------------------------------------------------------------------------------------------
 
     def start(self, nursery: trio.Nursery, function: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> None:

@@ -17,7 +17,7 @@ _SLICE: Final = 0.001  # seconds of requests before other tasks get a turn
 # So long the next request is awaited before other tasks get a turn: what they do for one takes longer than a request
 # does, and hardly more for ten. Seconds.
 _GRACE: Final = 0.0001
-_FD_SETSIZE: Final = 1024  # select(2) takes no larger descriptors
+_FD_SETSIZE: Final = 1024  # select(2), which can wait for less than a millisecond, takes no larger descriptors
 
 
 class Requests:
@@ -52,6 +52,10 @@ class Requests:
     def has_one(self) -> bool:
         """Return whether a request waits."""
         return bool(self._poll.poll(0))
+
+    def give_way(self) -> None:
+        """Have other tasks get their turns before the next request is awaited: somebody waits for what they do."""
+        self._slice_began = -math.inf
 
     async def wait(self) -> None:
         """Return when a request waits."""
