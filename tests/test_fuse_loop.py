@@ -293,13 +293,13 @@ from fusenotify.session import FuseLoop
 quiet = FuseLoop.quiet
 
 class Busy:
-    poll = staticmethod(lambda timeout: [(0, 1)])
+    has_one = staticmethod(lambda: True)
 
 async def busy(self, *args):
     global twin
     if twin is None:
         twin = copy.copy(self)
-        twin._poll = Busy
+        twin._requests = Busy
     await quiet(twin, *args)
 
 twin = None

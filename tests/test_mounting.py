@@ -20,6 +20,7 @@ from fusenotify.errors import EnvironmentProblem, NotAMount, NotPermitted
 from fusenotify.mountinfo import MountEntry, find_mounts, is_inside, mount_at, mount_of, parse_mountinfo_line
 from fusenotify.mounting import Target, mount_fuse, unmount
 from fusenotify.preflight import hold_state_dir, preflight
+from tests.harness import Mount
 
 # Serves a root with a file `hello`, and `.fusenotify/queue` in it, until the mount goes.
 _SERVER = """
@@ -477,3 +478,9 @@ def test_the_doctors_report_has_a_line_for_each_check() -> None:
         "             → remove it",
         "1 of 2 checks failed",
     ]
+
+
+def test_files_are_read_ahead_in_the_largest_requests(mount: Mount) -> None:
+    device = mount.mountpoint.stat().st_dev
+    setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    assert setting.read_text() == "1024\n"

@@ -20,6 +20,29 @@ from fusenotify import _linux
 from tests.compare import Entry, assert_same, survey
 from tests.harness import FUSENOTIFY, PATIENCE, Mount, mounted, patched, run
 
+# Its filesystem has no room for what was written, and says so at close(2).
+_FULL_AT_CLOSE = """
+import errno
+from pyfuse3 import FUSEError
+from fusenotify.operations import Operations
+
+async def flush(self, fh):
+    raise FUSEError(errno.EDQUOT)
+
+Operations.flush = flush
+"""
+# Tells in the log of each FLUSH.
+_TOLD_FLUSHES = """
+import sys
+from fusenotify.operations import Operations
+answer = Operations.flush
+
+async def flush(self, fh):
+    print("FLUSH", file=sys.stderr, flush=True)
+    await answer(self, fh)
+
+Operations.flush = flush
+"""
 NOREPLACE = 1
 MTIME_2001 = 1_000_000_000_123_456_789
 OTHER = 12345  # a user without any rights of its own
@@ -604,6 +627,27 @@ def test_syncing(both: Both) -> None:
         os.close(directory)
 
     both.run(sync)
+
+
+def test_what_a_distant_filesystem_says_at_close_is_told_each_time(directory: Path) -> None:
+    inner_place, outer_place = directory / "inner", directory / "outer"
+    for place in (inner_place, outer_place):
+        place.mkdir()
+    with patched(inner_place, _FULL_AT_CLOSE) as inner:
+        (outer_place / "source").symlink_to(inner.mountpoint)
+        with mounted(outer_place) as outer:
+            for number in range(3):
+                fd = os.open(outer.mountpoint / f"file{number}", os.O_CREAT | os.O_WRONLY)
+                os.write(fd, b"written")
+                assert outcome(lambda: os.close(fd)) == "EDQUOT"  # noqa: B023 - called at once
+
+
+def test_closing_asks_the_daemon_once_where_nothing_is_distant(directory: Path) -> None:
+    with patched(directory, _TOLD_FLUSHES) as mount:
+        for number in range(5):
+            (mount.mountpoint / f"file{number}").write_text("written")
+        assert mount.stop() == 0
+    assert mount.log.count("FLUSH") == 1
 
 
 @pytest.mark.parametrize("lost", ["unlink", "rename over"])

@@ -37,6 +37,7 @@ _SYS_SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}.get(plat
 _CLONE_FS: Final = 0x200
 # Numbers of system calls that are the same wherever the generic table is used.
 SYS_FUTEX: Final = {"x86_64": 202}.get(platform.machine(), 98)
+_HANDLE_HEAD: Final = struct.Struct("=Ii")  # of struct file_handle: how many bytes follow, and of which type
 _CAPABILITIES_OF_THIS_THREAD: Final = struct.pack("=Ii", 0x20080522, 0)  # version 3 of the interface
 _STATX_BASIC: Final = 0x7FF
 _STATX_BTIME: Final = 0x800
@@ -69,7 +70,7 @@ _libc.name_to_handle_at.argtypes = (
     ctypes.POINTER(ctypes.c_int),
     ctypes.c_int,
 )
-_libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.POINTER(_FileHandle), ctypes.c_int)
+_libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _libc.getdents64.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
 _libc.getdents64.restype = ctypes.c_ssize_t
 _libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_Timespec), ctypes.c_int)
@@ -109,9 +110,8 @@ def open_by_handle_at(mount_fd: int, handle_type: int, handle_bytes: bytes, flag
     Raises:
         OSError: ESTALE when the object is gone, EPERM without the capability.
     """
-    handle = _FileHandle(len(handle_bytes), handle_type)
-    ctypes.memmove(handle.f_handle, handle_bytes, len(handle_bytes))
-    fd: int = _libc.open_by_handle_at(mount_fd, ctypes.byref(handle), flags | os.O_CLOEXEC)
+    handle = _HANDLE_HEAD.pack(len(handle_bytes), handle_type) + handle_bytes
+    fd: int = _libc.open_by_handle_at(mount_fd, handle, flags | os.O_CLOEXEC)
     if fd < 0:
         # ext4 says ENOMEM while another object of the same inode number is being made (iget_locked() in fs/inode.c).
         if ctypes.get_errno() == errno.ENOMEM:

@@ -24,8 +24,7 @@ class Arrivals:
     def crawl(self) -> Iterator[list[EventRecord]]:
         """Have the whole tree watched, of which nothing is told; yields nothing but chances to do other work."""
         for number, (directory, entries) in enumerate(self._crawler.crawl()):
-            for name, is_dir, inode in entries:
-                self._snapshot.put(directory, name, numbered(inode, is_dir=is_dir))
+            self._snapshot.fill(directory, {name: numbered(inode, is_dir=is_dir) for name, is_dir, inode in entries})
             if number % _TURN == 0:
                 yield []
 

@@ -82,16 +82,18 @@ class Changes:
         result: T = job.result
         return result
 
-    @contextlib.contextmanager
-    def slow_calls(self) -> Iterator[None]:
+    def slow_calls(self) -> contextlib.AbstractContextManager[None]:
         """Let everybody else go on while the system calls of the block are made, if they take their time.
 
         The block touches nothing but descriptors that are closed by nobody else, or used by its first system call.
         """
         job = self._job
         if job is None or threading.current_thread() is not self._thread:
-            yield
-            return
+            return contextlib.nullcontext()
+        return self._slow_calls(job)
+
+    @contextlib.contextmanager
+    def _slow_calls(self, job: _Job) -> Iterator[None]:
         job.in_call = True
         try:
             yield

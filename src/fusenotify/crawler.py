@@ -105,7 +105,6 @@ class Crawler:
                 directory.announced_until = adoption.until
             yield directory, adoption.entries
             stack.extend((directory, entry) for entry, is_dir, _ in adoption.entries if is_dir)
-            self._watcher.drain()
 
     def tidy_up(self) -> None:
         """Stop watching what was adopted early and has not come; everything that has happened has to have been told."""

@@ -134,7 +134,7 @@ class Daemon:
 
     async def _announce(self, listeners: Sequence[Listener], on_ready: OnReady) -> None:
         """Call `on_ready` when the mount answers."""
-        await trio.to_thread.run_sync(os.stat, self._mountpoint)
+        await trio.to_thread.run_sync(mounting.read_ahead, self._mountpoint)
         on_ready(self._export.deaf, [listener.address for listener in listeners])
 
     async def _stop_at_signal(self, loop: FuseLoop) -> None:

@@ -146,9 +146,9 @@ class Export:
 
     async def crawl(self) -> None:
         """Set every watch; from then on no change is missed."""
-        await self.hearing.crawl()
+        with process.made_for_good():
+            await self.hearing.crawl()
         self.journal.begin()
-        process.spare_the_collector()
 
     def services(self, quiet: Callable[[], Awaitable[None]]) -> Services:
         """Return what clients can ask for; `quiet` waits for the requests of the mount, if there is one."""

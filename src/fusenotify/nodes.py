@@ -6,7 +6,7 @@ import functools
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import pyfuse3
@@ -20,6 +20,23 @@ from fusenotify.store import NodeRow, Store
 from fusenotify.whereabouts import Place, Whereabouts
 
 _DIRECTORY_DESCRIPTORS: Final = 32  # O_PATH descriptors of directories kept between operations
+
+
+class Held:
+    """A descriptor for the length of a block, unless it is kept longer by others."""
+
+    __slots__ = ("_fd", "_is_kept")
+
+    def __init__(self, fd: int, *, is_kept: bool) -> None:
+        self._fd = fd
+        self._is_kept = is_kept
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *exc_info: object) -> None:
+        if not self._is_kept:
+            os.close(self._fd)
 
 
 class Nodes:
@@ -80,18 +97,12 @@ class Nodes:
                 self._drop_directory_fd(nodeid)
         self.backing.let_go()
 
-    @contextlib.contextmanager
-    def descriptor(self, node: Node) -> Iterator[int]:
+    def descriptor(self, node: Node) -> Held:
         """Hold an O_PATH descriptor of any object."""
         if node.is_dir:
-            yield self.directory_fd(node)
-            return
+            return Held(self.directory_fd(node), is_kept=True)
         self._tell_abroad(node)
-        fd = node.reference.acquire(os.O_PATH | os.O_NOFOLLOW)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+        return Held(node.reference.acquire(os.O_PATH | os.O_NOFOLLOW), is_kept=False)
 
     def remember(self, parent: Node, name: bytes, found: Found) -> Node:
         """Return the node of what was found, counting a lookup; `found` is used up."""

@@ -363,6 +363,7 @@ class Operations(pyfuse3.Operations):
     @answering
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         if fh >= FIRST_VIRTUAL:
+            self._loop.give_way()
             return self._queues.write(fh, buf)
         return await self._change_open(fh, self._files.write, off, buf)
 
@@ -373,12 +374,11 @@ class Operations(pyfuse3.Operations):
 
     @answering
     async def flush(self, fh: FileHandleT) -> None:
-        if fh < REPLAYED_FH:
-            device = self._files.device_of(fh)
-            if device in self._filesystems.distant:  # which may take its time to take what was written
-                await self._loop.park_until_the_end(self._files.user_of(fh), self._files.flush, fh)
-            else:
-                self._files.flush(fh)
+        if not self._filesystems.distant:
+            raise FUSEError(errno.ENOSYS)  # the kernel does not ask again: nothing near says anything at close(2)
+        if fh < REPLAYED_FH and self._files.device_of(fh) in self._filesystems.distant:
+            # It may take its time to take what was written.
+            await self._loop.park_until_the_end(self._files.user_of(fh), self._files.flush, fh)
 
     @answering
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:

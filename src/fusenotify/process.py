@@ -32,14 +32,20 @@ def prepare() -> None:
     _linux.drop_capability(_CAP_SYS_RESOURCE)
 
 
-def spare_the_collector() -> None:
-    """Keep garbage collection from stopping the world while the kernel's queue fills.
+@contextmanager
+def made_for_good() -> Iterator[None]:
+    """Keep garbage collection from stopping the world while the kernel's queue fills, in the block and ever after.
 
-    What has been made so far stays for good, and events come by the hundred thousand without a cycle among them.
+    What is made in the block stays for good, and events come by the hundred thousand without a cycle among them.
     """
     gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        gc.set_threshold(50_000, 20, 50)
 
 
 @contextmanager

@@ -30,23 +30,21 @@ class Rights:
         finally:
             os.umask(umask)
 
-    @contextlib.contextmanager
-    def as_user(self, uid: int, gid: int, thread_id: int | None) -> Iterator[None]:
+    def as_user(self, uid: int, gid: int, thread_id: int | None) -> contextlib.AbstractContextManager[None]:
         """Act as a user, in the supplementary groups of a thread of that user's; a user's daemon acts as it is."""
         if self._own_uid != 0 or (uid, gid) == (0, self._own_gid):
-            yield
-            return
-        with acting_as(uid, gid, *rights_of(thread_id or 0)):
-            yield
+            return contextlib.nullcontext()
+        return acting_as(uid, gid, *rights_of(thread_id or 0))
 
-    @contextlib.contextmanager
-    def writing_as(self, uid: int) -> Iterator[None]:
+    def writing_as(self, uid: int) -> contextlib.AbstractContextManager[None]:
         """Use up space as this user, whom quotas and the blocks reserved for root concern; cheaper than `as_user`."""
-        if self._own_uid != 0 or uid == 0:
-            yield
-            return
-        _linux.setfsuid(uid)
-        try:
-            yield
-        finally:
-            _linux.setfsuid(0)
+        return contextlib.nullcontext() if self._own_uid != 0 or uid == 0 else _spending_as(uid)
+
+
+@contextlib.contextmanager
+def _spending_as(uid: int) -> Iterator[None]:
+    _linux.setfsuid(uid)
+    try:
+        yield
+    finally:
+        _linux.setfsuid(0)

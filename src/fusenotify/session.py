@@ -3,8 +3,8 @@
 pyfuse3 reaches its event loop through one module attribute, `pyfuse3.trio`, so that asyncio can stand in for trio.
 `FuseLoop` stands in there too and keeps the concurrency contract of docs/architecture.md:
 
-- exactly one task holds the reader's role and serves one request after the other; trio gets a turn when nothing is
-  waiting, and after every `_STREAK` requests;
+- exactly one task holds the reader's role and serves one request after the other; trio gets a turn when there is
+  something else to be done and no more requests come, and in any case soon (see `waiting`);
 - a handler that must wait calls `park`, which hands the role to another task first, however many are parked already;
 - the descriptor is non-blocking, so a caller killed between poll and read costs one more turn and no more.
 """
@@ -12,7 +12,6 @@ pyfuse3 reaches its event loop through one module attribute, `pyfuse3.trio`, so 
 import errno
 import logging
 import os
-import select
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -22,11 +21,12 @@ from typing import Final, TypeVar
 import pyfuse3
 import trio
 
+from fusenotify.waiting import Requests
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_STREAK: Final = 64  # requests served before other tasks get a turn
 _IDLE_LOOPS: Final = 8  # kept for the next handlers that park; each owns a request buffer of 1 MiB
 # Parked handlers that wait in the kernel at the same time, of all users and of one: more of them wait in line.
 _MOST_THREADS: Final = 1024
@@ -42,10 +42,7 @@ class FuseLoop:
     """Runs pyfuse3's session loop on a mounted, non-blocking FUSE descriptor."""
 
     def __init__(self, fuse_fd: int) -> None:
-        self._fd = fuse_fd
-        self._poll = select.poll()
-        self._poll.register(fuse_fd, select.POLLIN)
-        self._streak = 0
+        self._requests = Requests(fuse_fd)
         self._reader: trio.lowlevel.Task | None = None
         self._standby = trio.lowlevel.ParkingLot()
         self._start_another: Callable[[], None] = lambda: None
@@ -60,10 +57,12 @@ class FuseLoop:
     async def run(self) -> None:
         """Serve requests until the filesystem is unmounted or `pyfuse3.terminate` is called."""
         vars(pyfuse3)["trio"] = _Loop(self)
+        self._requests.begin()
         try:
             # One task of pyfuse3's own making; the others are ours, and beyond so many idle ones pyfuse3 ends them.
             await pyfuse3.main(_IDLE_LOOPS, 1)
         finally:
+            self._requests.end()
             vars(pyfuse3)["trio"] = trio
 
     async def park(self, uid: int, function: Callable[..., T], *args: object) -> T:
@@ -113,7 +112,7 @@ class FuseLoop:
         """
         await trio.lowlevel.checkpoint()
         begun = self._markers_begun
-        if not self._poll.poll(0):
+        if not self._requests.has_one():
             return
         async with self._marking:
             if self._marker_answered <= begun:  # else one that began after this call has served us too
@@ -135,6 +134,10 @@ class FuseLoop:
             (self._reader,) = self._standby.unpark(count=1)
         else:
             self._start_another()
+
+    def give_way(self) -> None:
+        """Have other tasks go on before the next request: who made this one waits for what they do about it."""
+        self._requests.give_way()
 
     # --- what pyfuse3 calls ------------------------------------------------------------------------------------------
 
@@ -171,16 +174,8 @@ class FuseLoop:
             await self._standby.park()
 
     async def wait_readable(self, fd: int) -> None:
-        """Return when a request waits, without a turn of the event loop if one does already."""
-        self._streak += 1
-        if self._streak >= _STREAK:
-            self._streak = 0
-            await trio.lowlevel.wait_readable(fd)
-        # The last look comes right before the read: a request whose caller is killed in between costs a request buffer,
-        # which pyfuse3 does not free when it finds nothing.
-        while not self._poll.poll(0):
-            self._streak = 0
-            await trio.lowlevel.wait_readable(fd)
+        """Return when a request waits."""
+        await self._requests.wait()
 
 
 class _Loop:

@@ -73,6 +73,10 @@ class Snapshot:
         if number >> 1 == UNKNOWN and not number & 1:  # which directory it is the tree knows
             self.unseen.append((directory, name))
 
+    def fill(self, directory: Directory, numbers: dict[bytes, int]) -> None:
+        """Take note of what a listing shows: names, and the `numbered` object of each."""
+        self.known(directory).update(numbers)
+
     def take(self, directory: Directory, name: bytes) -> int | None:
         """Take note that a name has gone and return what it stood for, None if it was not known."""
         return self.known(directory).pop(name, None)

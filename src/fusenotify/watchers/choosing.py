@@ -56,8 +56,17 @@ def _has_more_directories(root_fd: int, count: int) -> bool:
     if filesystem.f_files > 0 and filesystem.f_files - filesystem.f_ffree <= count:
         return False  # it has not even so many inodes in use
     found = 0
-    for _, directories, _, _ in os.fwalk(".", dir_fd=root_fd):
+    for _, directories, _, directory_fd in os.fwalk(".", dir_fd=root_fd):
         found += len(directories)
         if found >= count:
             return True
+        directories[:] = [name for name in directories if _may_have_directories(name, directory_fd)]
     return False
+
+
+def _may_have_directories(name: str, directory_fd: int) -> bool:
+    """Whether there may be directories in one: where they are counted, it has a link more for each."""
+    try:
+        return os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_nlink != 2
+    except OSError:
+        return False

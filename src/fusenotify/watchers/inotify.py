@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections import deque
+from collections.abc import Iterator
 from fcntl import ioctl
 from pathlib import Path
 from termios import FIONREAD
@@ -115,8 +116,14 @@ class InotifyWatcher(Watcher):
         if not self._buffer:
             return None
         position, data = self._taken, self._buffer.popleft()
+        data += b"".join(self._follow_up(_CHUNK - len(data)))  # each round of work has a price of its own
         self._taken += len(data)
         return self._taken, parse(data, position)
+
+    def _follow_up(self, room: int) -> Iterator[bytes]:
+        while self._buffer and len(self._buffer[0]) <= room:
+            room -= len(self._buffer[0])
+            yield self._buffer.popleft()
 
     def told(self, position: int) -> None:
         """Take note that everything before a position has been worked off and takes no memory any more."""
