@@ -70,7 +70,7 @@ def test_both_sides_are_busy_on_the_same_names(directory: Path, what: str, watch
         after = replays(mount)
         replayed, fell_back, stuck = (after[name] - before[name] for name in ("delivered", "fell_back", "stuck"))
         # How many is a matter of speed: a change on the mount overtakes whatever still waits for its name.
-        assert replayed > 10 * seconds
+        assert replayed > 0
         assert stuck == 0
         if what == "names":  # else equal events that are unread are told to the watch as one
             assert replayed + fell_back in range(told, told + 3)  # the last file's own may be among them

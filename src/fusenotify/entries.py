@@ -165,7 +165,7 @@ class Entries:
     def known_in(self, number: int) -> dict[bytes, Known]:
         """Return what is known of everything in a directory, by name."""
         query = "SELECT name, id, kind, inode, size, mtime, ctime FROM entry WHERE parent = ?"
-        return {row[0]: Known._make(row) for row in self._connection.execute(query, (number,))}
+        return {row[0]: row for row in self._connection.execute(query, (number,))}
 
     def put(self, parent: int, name: bytes, row: Row | None, look: Look, changed: int, born: int) -> Row:
         """Write down what stands for a name since `born`, and return its row; `row` is the one there was."""

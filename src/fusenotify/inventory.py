@@ -16,12 +16,14 @@ from fusenotify import _linux
 from fusenotify.backing import Backing
 from fusenotify.entries import Entries
 from fusenotify.filesystems import Filesystems
-from fusenotify.rows import DIRECTORY, IS_PRESENT, ROOT_ID, UNSEEN, Look, look_of, signed, unseen
+from fusenotify.rows import DIRECTORY, IS_PRESENT, ROOT_ID, UNSEEN, Look, is_as, look_of, signed, unseen
 
 _DIRECTORIES_AT_ONCE: Final = 256
 _ENTRIES_AT_ONCE: Final = 4096  # looked at between two transactions, and a directory more
 _SLICE: Final = 0.05  # seconds, likewise
 _MOST_TRIES: Final = 20
+_ID: Final = 1  # of `Known`
+_KIND: Final = 2
 
 # When it began, nanoseconds since 1970; what there was, None for a mountpoint that does not answer.
 Listing = tuple[int, dict[bytes, os.stat_result | None]]
@@ -207,19 +209,19 @@ class Inventory:
             for name, status in listing.items():
                 known = rows.get(name)
                 if status is None:
-                    if known is None or known.kind != DIRECTORY:
+                    if known is None or known[_KIND] != DIRECTORY:
                         found.append((directory, name, unseen(is_dir=True)))
                     elif self._goes_down:
-                        self._push(directory, name, known.id, UNSEEN)
+                        self._push(directory, name, known[_ID], UNSEEN)
                     continue
                 # What has several names may have been changed by one in another directory.
                 is_in_doubt = is_doubtful or (has_doubts and status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode))
-                if known is None or is_in_doubt or not known.is_as(status):
+                if known is None or is_in_doubt or not is_as(known, status):
                     found.append((directory, name, look_of(status, began)))
-                elif self._goes_down and known.kind == DIRECTORY:
-                    self._push(directory, name, known.id, look_of(status, began))
+                elif self._goes_down and known[_KIND] == DIRECTORY:
+                    self._push(directory, name, known[_ID], look_of(status, began))
             for name, known in rows.items():
-                if name not in listing and (known.kind & IS_PRESENT or is_doubtful):
+                if name not in listing and (known[_KIND] & IS_PRESENT or is_doubtful):
                     found.append((directory, name, None))
         return found
 

@@ -93,22 +93,17 @@ class Row(NamedTuple):
         )
 
 
-class Known(NamedTuple):
-    """As much of a row as a comparison needs (see `Row`)."""
+# As much of a row as a comparison needs (see `Row`): name, id, kind, inode, size, mtime and ctime, as they are read. To
+# make something else of each takes longer than to compare it.
+Known = tuple[bytes, int, int, int, int, int, int]
 
-    name: bytes
-    id: int
-    kind: int
-    inode: int
-    size: int
-    mtime: int
-    ctime: int
 
-    def is_as(self, status: os.stat_result) -> bool:
-        """Whether an object is as it was: the time of change of one that was looked at too early equals no other."""
-        if self.ctime == 0 or self.ctime != signed(status.st_ctime_ns) or self.inode != signed(status.st_ino):
-            return False
-        if self.kind == DIRECTORY:
-            return stat.S_ISDIR(status.st_mode)
-        is_file = self.kind == IS_PRESENT and not stat.S_ISDIR(status.st_mode)
-        return is_file and self.size == status.st_size and self.mtime == signed(status.st_mtime_ns)
+def is_as(known: Known, status: os.stat_result) -> bool:
+    """Whether an object is as it was: the time of change of one that was looked at too early equals no other."""
+    _, _, kind, inode, size, mtime, ctime = known
+    if ctime == 0 or ctime != signed(status.st_ctime_ns) or inode != signed(status.st_ino):
+        return False
+    if kind == DIRECTORY:
+        return stat.S_ISDIR(status.st_mode)
+    is_file = kind == IS_PRESENT and not stat.S_ISDIR(status.st_mode)
+    return is_file and size == status.st_size and mtime == signed(status.st_mtime_ns)
