@@ -228,6 +228,28 @@ async def test_a_file_that_is_changed_as_soon_as_it_has_another_name_is_named_by
         assert {(b"file", True), (b"dir/link", True)} <= named(changes)
 
 
+async def test_what_is_given_up_while_a_question_is_asked_makes_the_answer_fresh(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = directory / "source"
+    async with journalled(source, directory / "state") as journal:
+        for name in ("file", "other"):
+            (source / name).touch()
+        cursor = await journal.cursor()
+        (source / "file").unlink()
+        await journal.cursor()
+        history, snapshot = journal.export.journal._history, Database.snapshot
+
+        def compact_before(database: Database) -> sqlite3.Connection:
+            with database.transaction() as connection:
+                history.compact(connection, 0)
+            return snapshot(database)
+
+        monkeypatch.setattr(Database, "snapshot", compact_before)
+        changes, fresh = await journal.since(cursor)
+        assert (named(changes), fresh) == ({(b"other", True)}, True)
+
+
 async def test_a_file_that_was_not_seen_under_its_name_may_have_others(directory: Path) -> None:
     """It was told of where its directory is no longer."""
     source = directory / "source"

@@ -221,21 +221,26 @@ class Journal:
             await self._until(lambda: self._scribe.is_ready)
             seq = await self._look_at_unheard()
             await self._until(lambda: self._scribe.is_ready)
-            position = self._history.position(cursor, seq)
-            fresh = position is None
-            question: Question
-            if self._scribe.is_failing:
-                question, fresh = Scan(self._backing, below), position != EVERYTHING
-            else:
-                after = EVERYTHING if position is None else position
-                born_at = self._born_at if tells_renames else None
-                question = await trio.to_thread.run_sync(RowsSince, self._database, after, below, born_at)
+            question, fresh = await self._question(cursor, seq, below, tells_renames=tells_renames)
             answer = Answer(question, self._look, self._history.cursor_at(seq), seq, fresh=fresh)
         except BaseException:
             self._answers -= 1
             raise
         answer.on_close = self._answered
         return answer
+
+    async def _question(self, cursor: str, seq: int, below: bytes, *, tells_renames: bool) -> tuple[Question, bool]:
+        """Return the rows to be read, as they are now, and whether that is all there is as the history is gone."""
+        position = self._history.position(cursor, seq)
+        if self._scribe.is_failing:
+            return Scan(self._backing, below), position != EVERYTHING
+        after = EVERYTHING if position is None else position
+        born_at = self._born_at if tells_renames else None
+        rows = await trio.to_thread.run_sync(RowsSince, self._database, after, below, born_at)
+        if self._history.position(cursor, seq) == position:
+            return rows, position is None
+        rows.close()  # what is gone may have been given up, just before the rows were taken hold of
+        return await self._question(cursor, seq, below, tells_renames=tells_renames)
 
     def _born_at(self, path: bytes) -> int:
         try:
