@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -623,6 +623,18 @@ def growing(directory: Path) -> Iterator[BinaryIO]:
         yield file
 
 
+@contextlib.asynccontextmanager
+async def overtaken(growing: BinaryIO) -> AsyncIterator[Taking]:
+    """Have somebody wait for a replay that was told of a file before it grew."""
+    taking = Taking(growing)
+    assert await taking.size(1) == 0
+    growing.write(b"x")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(taking.size, 2)
+        await trio.testing.wait_all_tasks_blocked()
+        yield taking
+
+
 async def test_who_asks_for_what_a_replay_was_told_is_answered_at_once(
     growing: BinaryIO, mock_clock: trio.testing.MockClock
 ) -> None:
@@ -668,12 +680,7 @@ async def test_the_next_replay_says_that_the_kernel_has_taken_the_one_before(
 async def test_a_file_that_others_have_asked_for_is_looked_at_again_before_the_next_replay(
     growing: BinaryIO, autojump_clock: trio.testing.MockClock
 ) -> None:
-    taking = Taking(growing)
-    assert await taking.size(1) == 0
-    growing.write(b"x")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(taking.size, 2)
-        await trio.testing.wait_all_tasks_blocked()
+    async with overtaken(growing) as taking:
         for _ in range(2):  # the kernel tries once more by itself
             assert not await taking.goes_on()
         assert taking.progress.to_look_at() == taking.plan.number
@@ -686,12 +693,7 @@ async def test_a_file_that_others_have_asked_for_is_looked_at_again_before_the_n
 async def test_a_file_that_cannot_be_looked_at_again_keeps_no_replay_from_going_on(
     growing: BinaryIO, autojump_clock: trio.testing.MockClock
 ) -> None:
-    taking = Taking(growing)
-    assert await taking.size(1) == 0
-    growing.write(b"x")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(taking.size, 2)
-        await trio.testing.wait_all_tasks_blocked()
+    async with overtaken(growing) as taking:
         assert not await taking.goes_on()
         assert taking.progress.to_look_at() == taking.plan.number
         assert await taking.goes_on()

@@ -161,7 +161,7 @@ class RowsSince:
         return filter(None, map(self._within, everything))
 
     def _within(self, named: Named) -> Named | None:
-        if named.path == self._below or named.path.startswith(self._below + b"/"):
+        if named.path == self._below or self._is_within(named.path):
             return named
         # What was below there has gone with a directory above.
         is_above = named.is_gone and self._below.startswith(named.path + b"/")

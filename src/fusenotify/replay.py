@@ -96,12 +96,13 @@ class Replay:
     @property
     def directories(self) -> list[Node]:
         """The directories that the plan is about that is being carried out."""
-        plan = self._handed_out.get(self._executing)
+        plan = self._plan
         return [place.directory for place in plan.places] if plan is not None else []
 
     @property
-    def _executing(self) -> int:
-        return 0 if self._progress is None else self._progress.executing()
+    def _plan(self) -> Plan | None:
+        """The plan that is being carried out."""
+        return None if self._progress is None else self._handed_out.get(self._progress.executing())
 
     def answer(self, request: str, *args: Any) -> Any:
         """Return the answer to a request of a replayer; its arguments are those of the handler, the context last.
@@ -109,7 +110,7 @@ class Replay:
         Raises:
             OSError: as `refusal` has it, when it belongs to no plan that still fits.
         """
-        plan = self._handed_out.get(self._executing) if args[-1].pid == self._pid else None
+        plan = self._plan if args[-1].pid == self._pid else None
         answer = self._answers.get(request)
         try:
             if plan is None or not self._may_go_on(plan) or plan.void or answer is None:
@@ -321,8 +322,7 @@ class Replay:
         except OSError:
             return _made_up(node)
         if node.file_type == stat.S_IFREG:
-            plan = self._handed_out.get(self._executing)
-            self.takings.begin(node.nodeid, told, plan, is_checked=is_checked)
+            self.takings.begin(node.nodeid, told, self._plan, is_checked=is_checked)
         return told
 
 

@@ -46,7 +46,7 @@ class Scribe:
         is_ready: the tree has been compared since the start.
         is_failing: the disk takes nothing.
         written: everything up to this event is in the database.
-        hurry: see `Inbox.hurry`; `written` shows what has been done.
+        hurry, link: see `Inbox`; `written` shows what has been done.
         has_links: there are files that have or may have several names, which events may not tell of.
     """
 
@@ -73,7 +73,7 @@ class Scribe:
         self.is_ready = self.is_failing = self.has_links = False
         self.written = -1
         self._inbox = Inbox()
-        self.hurry = self._inbox.hurry
+        self.hurry, self.link = self._inbox.hurry, self._inbox.link
         self._began = time.time_ns() - RACY  # before anything is heard
         self._has_begun = False
         self._resting_until = 0.0
@@ -104,10 +104,6 @@ class Scribe:
         """Take note of what is told."""
         if not self._inbox.follow(records):
             self.is_ready = False
-
-    def link(self, inode: int) -> None:
-        """Take note of a file that got another name through the mount (see `Inbox.link`)."""
-        self._inbox.link(inode)
 
     def settle(self, seq: int) -> None:
         """Take note that nothing has changed that was not told up to an event, all of which is written."""
