@@ -123,7 +123,11 @@ class Recovery:
             self._looked_at = began
             return
         for start in range(0, len(deaf), _ALONE):
-            yield from self._look_alone([one for one in deaf[start : start + _ALONE] if not one.gone])
+            some = [one for one in deaf[start : start + _ALONE] if not one.gone]
+            if not (yield from self._look_alone(some)):  # one of them is busy all the time, perhaps: not so the others
+                for one in some:
+                    if not one.gone:
+                        yield from self._look_alone([one])
 
     def _look_alone(self, deaf: Collection[Directory]) -> Generator[list[EventRecord], None, bool]:
         """Compare some directories and tell the differences, unless they are about to be told; return whether."""
