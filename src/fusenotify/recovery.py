@@ -124,7 +124,8 @@ class Recovery:
             return
         for start in range(0, len(deaf), _ALONE):
             some = [one for one in deaf[start : start + _ALONE] if not one.gone]
-            if not (yield from self._look_alone(some)):  # one of them is busy all the time, perhaps: not so the others
+            has_told = yield from self._look_alone(some)
+            if not has_told and len(some) > 1:  # one of them is busy all the time, perhaps: not so the others
                 for one in some:
                     if not one.gone:
                         yield from self._look_alone([one])
